@@ -1,0 +1,119 @@
+"""CIFAR-10 through torchvision: found on disk or downloaded, and checked against torchvision's MD5 sums.
+
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+import socket
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
+
+from data.errors import DataError
+from data.images import LabelledImages
+
+PROBE_SECONDS = 12.0
+"""How long a connection may take before the download site counts as out of reach."""
+
+STALL_SECONDS = 30.0
+"""How long a running download may stand still before it is given up."""
+
+
+def folder(data_dir: Path) -> Path:
+    """The folder below ``data_dir`` that torchvision uses."""
+    return data_dir / CIFAR10.base_folder
+
+
+def is_present(data_dir: Path) -> bool:
+    """Whether any CIFAR-10 file lies in ``data_dir``; says nothing of its health."""
+    return any((folder(data_dir) / name).exists() for name, _ in _files())
+
+
+def damaged_files(data_dir: Path) -> list[str]:
+    """Names of the files that are missing or do not match torchvision's MD5 sum."""
+    return [name for name, md5 in _files() if not check_integrity(folder(data_dir) / name, md5)]
+
+
+def _files() -> list[tuple[str, str]]:
+    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    return [(name, md5) for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta)]
+
+
+def verify(data_dir: Path) -> None:
+    """Raise `DataError` unless every file is there and whole."""
+    if not is_present(data_dir):
+        raise DataError(f"no CIFAR-10 in {data_dir}")
+    if damaged := damaged_files(data_dir):
+        raise DataError(
+            f"CIFAR-10 in {folder(data_dir)} is damaged: {', '.join(damaged)} missing or not as published; "
+            "mend it with: python -m search data --dataset cifar10"
+        )
+
+
+def load_training_images(data_dir: Path) -> LabelledImages:
+    """The 50,000 training images; never touches the test batch's content.
+
+    Raises:
+        DataError: files are absent or damaged.
+    """
+    verify(data_dir)
+    source = CIFAR10(data_dir, train=True, download=False)
+    return as_labelled_images(source)
+
+
+def as_labelled_images(source: CIFAR10) -> LabelledImages:
+    """torchvision's arrays (uint8, NHWC) as tensors (uint8, NCHW)."""
+    images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    return LabelledImages(images, torch.tensor(source.targets), tuple(source.classes), mirror=True)
+
+
+def download(data_dir: Path) -> None:
+    """Fetch what is missing or damaged, with torchvision's progress bar, and verify it.
+
+    Raises:
+        DataError: the folder cannot be written, or the download fails or stalls.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if not damaged_files(data_dir):
+            return
+        previous = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(STALL_SECONDS)
+        try:
+            CIFAR10(data_dir, download=True)
+        finally:
+            socket.setdefaulttimeout(previous)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise DataError(f"the download of CIFAR-10 to {data_dir} failed: {one_line(error)}") from error
+    verify(data_dir)
+
+
+def can_download(timeout: float = PROBE_SECONDS) -> bool:
+    """Whether the download site answers within ``timeout`` seconds.
+
+    The request runs in a thread of its own: looking a name up on a dead network can outlast any
+    socket timeout, and nobody should wait for that.
+    """
+    answers: list[bool] = []
+
+    def probe() -> None:
+        request = urllib.request.Request(CIFAR10.url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=timeout):
+                answers.append(True)
+        except (OSError, urllib.error.URLError):
+            answers.append(False)
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answers == [True]
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,103 @@
+"""Any image set in ImageFolder layout: ``DIR/CLASS/*.png``, or ``DIR/train/CLASS`` with ``DIR/test/CLASS``.
+
+Images are decoded once, brought to 3x32x32 and cached beside the user's other caches; a changed folder
+(a file added, removed, resized or touched) is decoded anew. Without a ``test`` folder a fixed, stratified
+sixth of the images is set aside as test images.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+
+from data.errors import DataError
+from data.images import IMAGE_SIZE, LabelledImages
+
+TEST_SHARE = 1 / 6
+DIVISION_SEED = 0
+MIN_PER_CLASS = 6
+"""Fewer images of a class cannot be divided into fit, validation and test images."""
+
+
+def load_part(root: Path, cache_dir: Path, test: bool) -> LabelledImages:
+    """The training images, or with ``test`` those set aside; only `data.holdout` asks for the latter.
+
+    Raises:
+        DataError: no such folder, no classes in it, too few images, or an image that cannot be decoded.
+    """
+    if not root.is_dir():
+        raise DataError(f"folder:{root} is not a folder; it should hold one sub-folder of images per class")
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        images, labels, classes = _decoded(root / ("test" if test else "train"), cache_dir)
+        if test and classes != _classes(root / "train"):
+            raise DataError(f"folder:{root} has other classes in test/ than in train/")
+        return LabelledImages(images, labels, classes, mirror=True)
+    images, labels, classes = _decoded(root, cache_dir)
+    training, held_out = train_test_split(
+        np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels.numpy(), random_state=DIVISION_SEED
+    )
+    rows = torch.from_numpy(np.sort(held_out if test else training))
+    return LabelledImages(images[rows], labels[rows], classes, mirror=True)
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+
+
+def _decoded(root: Path, cache_dir: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images (uint8, (n, 3, 32, 32)), labels (int64, (n,)) and class names, from the cache where it is fresh."""
+    try:
+        listing = ImageFolder(root)
+    except FileNotFoundError as error:
+        raise DataError(f"folder:{root} has no images of some class: {error}") from error
+    if len(listing.classes) < 2:
+        raise DataError(f"folder:{root} has {len(listing.classes)} class; a search needs at least two")
+    for name, index in listing.class_to_idx.items():
+        if listing.targets.count(index) < MIN_PER_CLASS:
+            raise DataError(f"folder:{root} has fewer than {MIN_PER_CLASS} images of class {name!r}")
+    cached = cache_dir / f"folder-{_listing_hash(root, listing)}.safetensors"
+    try:
+        with safe_open(cached, framework="pt") as stored:
+            images = stored.get_tensor("images")
+    except (OSError, SafetensorError):
+        images = torch.stack([_decode(Path(path)) for path, _ in listing.samples])
+        _store(images, cached)
+    return images, torch.tensor(listing.targets), tuple(listing.classes)
+
+
+def _store(images: Tensor, cached: Path) -> None:
+    """Write the cache whole or not at all; a cache that cannot be written costs time, not the study."""
+    partial = cached.with_suffix(f".{os.getpid()}.partial")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"images": images}, partial)
+        partial.replace(cached)
+    except (OSError, SafetensorError):
+        partial.unlink(missing_ok=True)
+
+
+def _listing_hash(root: Path, listing: ImageFolder) -> str:
+    def entry(path: str) -> tuple[str, int, int]:
+        stat = Path(path).stat()
+        return str(Path(path).relative_to(root)), stat.st_size, stat.st_mtime_ns
+
+    text = json.dumps([str(root.resolve()), IMAGE_SIZE, [entry(path) for path, _ in listing.samples]])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _decode(path: Path) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not an image that can be decoded: {error}") from error
+    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)

@@ -1,0 +1,93 @@
+"""Which data set a study uses, and its training images."""
+
+import os
+from pathlib import Path
+
+from data import cifar10, digits, folder
+from data.errors import DataError
+from data.images import LabelledImages
+
+CHOICES = "auto, cifar10, digits or folder:DIR"
+
+WAYS_OUT = (
+    "download it on a machine with network (python -m search data --dataset cifar10) and copy the folder here, "
+    "point --data-dir or $SEARCH_DATA_DIR at a folder that holds cifar-10-batches-py/, "
+    "or take --dataset digits, which needs no network"
+)
+
+
+def data_folder(given: Path | None) -> Path:
+    """``--data-dir``, else ``$SEARCH_DATA_DIR``, else a folder in the user's cache."""
+    if given is not None:
+        return given
+    if from_environment := os.environ.get("SEARCH_DATA_DIR"):
+        return Path(from_environment)
+    return cache_folder() / "data"
+
+
+def cache_folder() -> Path:
+    """Where this project keeps what it can make again (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "block-search"
+
+
+def folder_of(dataset: str) -> Path:
+    """The folder that a ``folder:DIR`` data set names."""
+    return Path(dataset.removeprefix("folder:")).expanduser()
+
+
+def check_name(dataset: str) -> None:
+    """Raise `DataError` for a name that is none of the choices."""
+    if dataset in ("auto", "cifar10", "digits"):
+        return
+    if not dataset.startswith("folder:") or dataset == "folder:":
+        raise DataError(f"unknown data set {dataset!r}; choose {CHOICES}")
+
+
+def resolve(dataset: str, data_dir: Path) -> str:
+    """Turn ``auto`` into a data set that is there: CIFAR-10 on disk or downloaded, else digits.
+
+    Damaged CIFAR-10 files are an error, never a silent change to digits.
+    """
+    check_name(dataset)
+    if dataset != "auto":
+        return dataset
+    if cifar10.is_present(data_dir):
+        cifar10.verify(data_dir)
+        return "cifar10"
+    try:
+        if cifar10.can_download():
+            cifar10.download(data_dir)
+            return "cifar10"
+    except DataError:
+        return "digits"
+    return "digits"
+
+
+def prepare(dataset: str, data_dir: Path) -> None:
+    """Make sure that a data set can be loaded, downloading where that is possible.
+
+    Raises:
+        DataError: it cannot be had; the text names the ways out.
+    """
+    if dataset == "cifar10":
+        if not cifar10.is_present(data_dir):
+            if not cifar10.can_download():
+                raise DataError(f"no CIFAR-10 in {data_dir} and no network to download it: {WAYS_OUT}")
+            cifar10.download(data_dir)
+        cifar10.verify(data_dir)
+    elif dataset.startswith("folder:"):
+        folder.load_part(folder_of(dataset), cache_folder(), test=False)
+
+
+def load_training_images(dataset: str, data_dir: Path) -> LabelledImages:
+    """The training images of ``cifar10``, ``digits`` or ``folder:DIR``, in a fixed order.
+
+    Raises:
+        DataError: unknown, absent or damaged.
+    """
+    check_name(dataset)
+    if dataset == "cifar10":
+        return cifar10.load_training_images(data_dir)
+    if dataset == "digits":
+        return digits.load_part(test=False)
+    return folder.load_part(folder_of(dataset), cache_folder(), test=False)

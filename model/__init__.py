@@ -1,0 +1,1 @@
+"""The block network and how one network is trained, evaluated and saved."""

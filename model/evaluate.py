@@ -1,0 +1,40 @@
+"""Loss and accuracy of a network over a set of images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import Precision
+from model.device import autocast_dtype
+
+BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy (nats, without label smoothing) and share of images classed rightly."""
+
+    loss: float
+    accuracy: float
+
+
+def predict_logits(network: nn.Module, images: Tensor, precision: Precision = "auto") -> Tensor:
+    """Logits (float32, (n, classes)) of uint8 images (n, 3, h, w), in eval mode; the mode is put back."""
+    was_training = network.training
+    network.eval()
+    dtype = autocast_dtype(precision, images.device)
+    with torch.inference_mode(), torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+        logits = torch.cat([network(batch) for batch in images.split(BATCH_SIZE)]).float()
+    network.train(was_training)
+    return logits
+
+
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto") -> Evaluation:
+    """Evaluate a network on uint8 images (n, 3, h, w) and int64 labels (n,); one synchronisation."""
+    logits = predict_logits(network, images, precision)
+    loss, accuracy = torch.stack(
+        [F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()]
+    ).tolist()
+    return Evaluation(loss, accuracy)

@@ -1,0 +1,1 @@
+"""Study definitions that ship with the package."""
