@@ -59,17 +59,17 @@ def augment(images: Tensor, strength: float, generator: torch.Generator, mirror:
     """Flip, crop, cut out and jitter a batch; each image by its own draw."""
     chosen = recipe(strength, mirror)
     if chosen.flip:
-        images = flip(images, _uniform(len(images), generator) < chosen.flip)
+        images = flip(images, _uniform((len(images),), generator) < chosen.flip)
     if chosen.pad:
-        shifts = torch.randint(-chosen.pad, chosen.pad + 1, (2, len(images)), **_on(generator))
+        shifts = _integers(-chosen.pad, chosen.pad + 1, (2, len(images)), generator)
         images = crop(images, shifts[0], shifts[1])
     if chosen.cutout:
         height, width = images.shape[-2:]
-        rows = torch.randint(0, height, (len(images),), **_on(generator))
-        columns = torch.randint(0, width, (len(images),), **_on(generator))
+        rows = _integers(0, height, (len(images),), generator)
+        columns = _integers(0, width, (len(images),), generator)
         images = cutout(images, rows, columns, chosen.cutout)
     if chosen.jitter:
-        factors = 1 + chosen.jitter * (2 * torch.rand(3, len(images), **_on(generator)) - 1)
+        factors = 1 + chosen.jitter * (2 * _uniform((3, len(images)), generator) - 1)
         images = colour_jitter(images, factors[0], factors[1], factors[2])
     return images
 
@@ -127,9 +127,10 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return torch.where(index >= size, 2 * (size - 1) - index, index)
 
 
-def _uniform(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, **_on(generator))
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device)
 
 
-def _on(generator: torch.Generator) -> dict[str, torch.Generator | torch.device]:
-    return {"generator": generator, "device": generator.device}
+def _integers(low: int, high: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Whole numbers in [low, high)."""
+    return torch.randint(low, high, shape, generator=generator, device=generator.device)

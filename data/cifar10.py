@@ -25,7 +25,7 @@ STALL_SECONDS = 30.0
 
 def folder(data_dir: Path) -> Path:
     """The folder below ``data_dir`` that torchvision uses."""
-    return data_dir / CIFAR10.base_folder
+    return data_dir / str(CIFAR10.base_folder)
 
 
 def is_present(data_dir: Path) -> bool:
@@ -92,12 +92,14 @@ def download(data_dir: Path) -> None:
     verify(data_dir)
 
 
-def can_download(timeout: float = PROBE_SECONDS) -> bool:
-    """Whether the download site answers within ``timeout`` seconds.
+def can_fetch(data_dir: Path, timeout: float = PROBE_SECONDS) -> bool:
+    """Whether `download` can work: the published archive lies in ``data_dir``, or its site answers in time.
 
     The request runs in a thread of its own: looking a name up on a dead network can outlast any
     socket timeout, and nobody should wait for that.
     """
+    if check_integrity(data_dir / CIFAR10.filename, CIFAR10.tgz_md5):
+        return True
     answers: list[bool] = []
 
     def probe() -> None:

@@ -55,7 +55,7 @@ def resolve(dataset: str, data_dir: Path) -> str:
         cifar10.verify(data_dir)
         return "cifar10"
     try:
-        if cifar10.can_download():
+        if cifar10.can_fetch(data_dir):
             cifar10.download(data_dir)
             return "cifar10"
     except DataError:
@@ -63,16 +63,19 @@ def resolve(dataset: str, data_dir: Path) -> str:
     return "digits"
 
 
-def prepare(dataset: str, data_dir: Path) -> None:
-    """Make sure that a data set can be loaded, downloading where that is possible.
+def prepare(dataset: str, data_dir: Path, repair: bool = False) -> None:
+    """Make sure that a data set can be loaded, downloading what is absent and, with ``repair``, what is damaged.
 
     Raises:
         DataError: it cannot be had; the text names the ways out.
     """
+    check_name(dataset)
     if dataset == "cifar10":
-        if not cifar10.is_present(data_dir):
-            if not cifar10.can_download():
-                raise DataError(f"no CIFAR-10 in {data_dir} and no network to download it: {WAYS_OUT}")
+        absent = not cifar10.is_present(data_dir)
+        if absent or (repair and cifar10.damaged_files(data_dir)):
+            if not cifar10.can_fetch(data_dir):
+                state = "no CIFAR-10" if absent else "damaged CIFAR-10"
+                raise DataError(f"{state} in {data_dir} and no network to download it: {WAYS_OUT}")
             cifar10.download(data_dir)
         cifar10.verify(data_dir)
     elif dataset.startswith("folder:"):

@@ -95,7 +95,7 @@ def with_validation(split: Split) -> Split:
 def _balanced_order(labels: Tensor) -> Tensor:
     """Rows ordered so that every prefix holds the classes in equal number (to within one)."""
     rank_in_class = torch.empty_like(labels)
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         rows = (labels == label).nonzero().flatten()
         rank_in_class[rows] = torch.arange(len(rows))
     return torch.argsort(rank_in_class, stable=True)
@@ -104,5 +104,5 @@ def _balanced_order(labels: Tensor) -> Tensor:
 def _fingerprint(source: LabelledImages, validation_rows: Tensor) -> str:
     digest = hashlib.sha256(repr((tuple(source.images.shape), source.classes)).encode())
     for tensor in (source.images, source.labels, validation_rows):
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()

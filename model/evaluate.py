@@ -26,7 +26,7 @@ def predict_logits(network: nn.Module, images: Tensor, precision: Precision = "a
     network.eval()
     dtype = autocast_dtype(precision, images.device)
     with torch.inference_mode(), torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-        logits = torch.cat([network(batch) for batch in images.split(BATCH_SIZE)]).float()
+        logits = torch.cat([network(batch) for batch in torch.split(images, BATCH_SIZE)]).float()
     network.train(was_training)
     return logits
 

@@ -1,0 +1,196 @@
+"""Creating a study, finding it again, and refusing what does not belong to it."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, PercentilePruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from search.errors import UserError
+from search.space import PER_BLOCK, differences, space_hash
+from search.storage import study_names
+from search.study_file import PrunerConfig, StudyConfig, comparable_part
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_SEED = 2**31
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The images that a study's scores were measured on.
+
+    Attributes:
+        name: ``cifar10``, ``digits`` or ``folder:DIR``.
+        fingerprint: of images, labels and division (`data.split.Split`).
+        classes: the name of each class.
+        fit, validation: numbers of images.
+        fallback: digits taken because CIFAR-10 was not to be had.
+    """
+
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    fit: int
+    validation: int
+    fallback: bool
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as it is stored: its definition and its images."""
+
+    name: str
+    config: StudyConfig
+    dataset: DatasetRecord
+
+
+def check_name(name: str) -> str:
+    """Refuse a name that could not be a folder's name everywhere."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot name a study: use letters, digits, '.', '_' and '-', at most 100")
+    return name
+
+
+def find(storage: RDBStorage, name: str) -> optuna.Study | None:
+    """The study of that name, if there is one that this project made.
+
+    Raises:
+        UserError: the study of that name was made by something else.
+    """
+    if name not in study_names(storage):
+        return None
+    study = optuna.load_study(study_name=name, storage=storage)
+    if "definition" in study.user_attrs:
+        return study
+    if not study.user_attrs and not study.get_trials(deepcopy=False):
+        return study  # its creator died before it could write the definition
+    raise UserError(f"study {name!r} was made by something else; choose another --name")
+
+
+def load(storage: RDBStorage, name: str | None) -> optuna.Study:
+    """An existing study by name, or the storage's only one.
+
+    Raises:
+        UserError: there is none of that name, or several and no name was given.
+    """
+    names = study_names(storage)
+    if name is None:
+        if len(names) != 1:
+            there = f"it has {', '.join(names)}; choose with --name" if names else "it has none yet"
+            raise UserError(f"which study? {there}")
+        name = names[0]
+    study = find(storage, name)
+    if study is None or "definition" not in study.user_attrs:
+        there = f"this storage has {', '.join(names)}" if names else "this storage has no study yet"
+        raise UserError(f"no study {name!r}: {there}")
+    return study
+
+
+def record_of(study: optuna.Study) -> StudyRecord | None:
+    """What a study's creator stored in it; None where the creator died before it could."""
+    attributes = study.user_attrs
+    if "definition" not in attributes:
+        return None
+    dataset = attributes["dataset"]
+    return StudyRecord(
+        name=study.study_name,
+        config=StudyConfig.model_validate(attributes["definition"]),
+        dataset=DatasetRecord(**{**dataset, "classes": tuple(dataset["classes"])}),
+    )
+
+
+def create(storage: RDBStorage, record: StudyRecord, environment: Mapping[str, Any]) -> optuna.Study:
+    """Create a study, or finish one whose creator died half-way."""
+    study = optuna.create_study(
+        storage=storage, study_name=record.name, direction="maximize", load_if_exists=True
+    )
+    study.set_metric_names(["validation accuracy"])
+    study.set_user_attr("dataset", asdict(record.dataset))
+    study.set_user_attr("space_hash", space_hash(comparable_part(record.config)))
+    study.set_user_attr("environment", dict(environment))
+    study.set_user_attr("definition", record.config.model_dump(mode="json"))
+    enqueue_start(study, record.config)
+    return study
+
+
+def update(study: optuna.Study, config: StudyConfig) -> None:
+    """Store a definition that differs only in what may change: budget, sampler, pruner, retrain, description."""
+    definition = config.model_dump(mode="json")
+    if study.user_attrs["definition"] != definition:
+        study.set_user_attr("definition", definition)
+    enqueue_start(study, config)
+
+
+def enqueue_start(study: optuna.Study, config: StudyConfig) -> None:
+    """Queue the known good configurations that this study does not have yet."""
+    there = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
+    for index, values in enumerate(config.start):
+        if index not in there:
+            study.enqueue_trial(values, user_attrs={"start": index})
+
+
+def refuse_other_space(record: StudyRecord, config: StudyConfig, source: str) -> None:
+    """Raise `UserError` with the difference where scores of the two definitions cannot be compared."""
+    changed = differences(comparable_part(record.config), comparable_part(config))
+    if changed:
+        raise UserError(
+            f"study {record.name!r} was created with another space or trial length than {source}: "
+            f"{'; '.join(changed)}; give the changed one another --name"
+        )
+
+
+def refuse_other_data(record: StudyRecord, fingerprint: str) -> None:
+    """Raise `UserError` where the images are not those that the study began with."""
+    if record.dataset.fingerprint != fingerprint:
+        raise UserError(
+            f"study {record.name!r} was begun on other images (fingerprint {record.dataset.fingerprint[:12]}, "
+            f"these have {fingerprint[:12]}); point --data-dir at those, or give these another --name"
+        )
+
+
+def build_sampler(config: StudyConfig, number: int) -> BaseSampler:
+    """The sampler for trial ``number``.
+
+    It is seeded by study and trial, so an interrupted study goes on with the draws of an uninterrupted one
+    instead of starting the same random sequence again.
+    """
+    seed = (config.seed * 1_000_003 + number) % MAX_SEED
+    if config.sampler.kind == "random":
+        return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(
+            n_startup_trials=config.sampler.startup_trials,
+            multivariate=True,
+            group=PER_BLOCK
+            in config.space.varied,  # only then do trials differ in which parameters they have
+            seed=seed,
+        )
+
+
+def build_pruner(config: PrunerConfig) -> BasePruner:
+    """The pruner that a study file asks for; its epochs count from 1."""
+    if config.kind == "none":
+        return NopPruner()
+    if config.kind == "median":
+        return MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs)
+    return PercentilePruner(
+        config.percentile, n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs
+    )
+
+
+def trial_seed(config: StudyConfig, slot: int) -> int:
+    """Seed of one configuration's weights and batches; every attempt at it has the same."""
+    return (config.seed * 1_000_003 + slot) % MAX_SEED
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """The COMPLETE trial with the highest validation accuracy; of equals the earliest."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return max(complete, key=lambda trial: trial.value or 0.0, default=None)

@@ -1,0 +1,165 @@
+"""Study definitions: TOML files checked by pydantic, with one clear line for every mistake."""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from search.errors import UserError
+from search.settings import TrialSettings
+from search.space import SearchSpace, SpaceError, check_start, parse_space
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrialLength(_Table):
+    """``[trial]``: how long every trial trains. Part of what makes scores comparable."""
+
+    epochs: int = Field(ge=1, le=10_000)
+    train_images: int | None = Field(default=None, ge=1)
+    """Fit images a trial uses, balanced over the classes; absent: all of them."""
+
+
+class SamplerConfig(_Table):
+    """``[sampler]``: how configurations are proposed."""
+
+    kind: Literal["tpe", "random"] = "tpe"
+    startup_trials: int = Field(default=10, ge=0)
+    """Configurations drawn at random before TPE (multivariate) takes over."""
+
+
+class PrunerConfig(_Table):
+    """``[pruner]``: which trials are stopped early."""
+
+    kind: Literal["none", "median", "percentile"] = "median"
+    percentile: float = Field(default=50.0, gt=0, lt=100)
+    """Kind ``percentile``: a trial goes on while it is among so many per cent of the best at its epoch."""
+    startup_trials: int = Field(default=5, ge=0)
+    """Trials that must have finished before any is stopped."""
+    warmup_epochs: int = Field(default=1, ge=0)
+    """Epochs that every trial may train."""
+
+
+class RetrainConfig(_Table):
+    """``[retrain]``: the winner's last training, on fit and validation images together."""
+
+    epochs: int = Field(ge=1, le=100_000)
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Fewer epochs are taken, decided before the training starts from the winner's measured speed, where
+    ``epochs`` would take longer than this."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings that suit a long training better than a short one and override the winner's own."""
+
+
+class StudyConfig(_Table):
+    """A study definition."""
+
+    description: str = ""
+    trials: int = Field(default=200, ge=1, le=1_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    trial: TrialLength
+    space: SearchSpace
+    sampler: SamplerConfig = SamplerConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    retrain: RetrainConfig
+    start: tuple[dict[str, bool | int | float | str], ...] = ()
+    """``[[start]]``: known good configurations, tried first; names left out are sampled."""
+
+
+def comparable_part(config: StudyConfig) -> dict[str, Any]:
+    """What must not change while a study lives: scores of other spaces or lengths cannot be compared."""
+    space = config.space.model_dump(mode="json")
+    return {"space": space["varied"] | space["fixed"], "trial": config.trial.model_dump(mode="json")}
+
+
+def load_study_file(path: Path) -> StudyConfig:
+    """Read and check a study file.
+
+    Raises:
+        UserError: unreadable, not TOML, or a mistake in it: file, key and what is allowed.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"no study file {path}; shipped with the package: {', '.join(shipped_names())}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    return parse_study(table, str(path))
+
+
+def parse_study(table: Mapping[str, Any], source: str) -> StudyConfig:
+    """Check a study definition that was read from ``source``; `UserError` names source, key and what is allowed."""
+    values = dict(table)
+    space_table = values.get("space", {})
+    if not isinstance(space_table, Mapping):
+        raise UserError(f"{source}: space: should be a table")
+    try:
+        space = parse_space(space_table)
+        config = StudyConfig.model_validate(values | {"space": space})
+        for values in config.start:
+            _checked(check_start, "start", space, values)
+        TrialSettings.model_validate(config.retrain.settings)
+        return config
+    except SpaceError as error:
+        key = error.key if error.key.startswith("start.") else f"space.{error.key}"
+        raise UserError(f"{source}: {key}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        parts = [str(part) for part in first["loc"]]
+        if error.title == TrialSettings.__name__:
+            parts = ["retrain", "settings", *parts]
+        raise UserError(f"{source}: {'.'.join(parts)}: {_explain(first, parts)}") from error
+
+
+def _checked(check: Any, prefix: str, *arguments: Any) -> None:
+    try:
+        check(*arguments)
+    except SpaceError as error:
+        raise SpaceError(f"{prefix}.{error.key}", str(error)) from error
+
+
+def _explain(error: Any, parts: list[str]) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"is not a key; allowed: {', '.join(_allowed_keys(parts[:-1]))}"
+    if error["type"] == "missing":
+        return "is missing"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{message}, got {error['input']!r}"
+
+
+def _allowed_keys(path: list[str]) -> list[str]:
+    model: Any = StudyConfig
+    for part in path:
+        model = TrialSettings if part == "settings" else model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def shipped_names() -> list[str]:
+    """Names of the study definitions that travel with the package."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in resources.files("studies").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def find_study(name_or_file: str) -> tuple[str, StudyConfig]:
+    """A study definition by shipped name or by file, with the name that it gives its study."""
+    path = Path(name_or_file)
+    if path.suffix != ".toml" and name_or_file in shipped_names():
+        text = (resources.files("studies") / f"{name_or_file}.toml").read_text(encoding="utf-8")
+        return name_or_file, parse_study(tomllib.loads(text), f"studies/{name_or_file}.toml")
+    if path.suffix != ".toml" and not path.exists():
+        raise UserError(
+            f"unknown study {name_or_file!r}; give a .toml file or one of: {', '.join(shipped_names())}"
+        )
+    return path.stem, load_study_file(path)
