@@ -44,15 +44,11 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
-            raise ConfigError(
-                f"a network needs at least one block, each of width 1 or more; got {self.widths}"
-            )
+            raise ConfigError(f"a network needs at least one block, each of width 1 or more; got {self.widths}")
         if self.convs < 1:
             raise ConfigError(f"a block needs at least one convolution, got {self.convs}")
         if len(self.pooled) != len(self.widths):
-            raise ConfigError(
-                f"{len(self.widths)} blocks but {len(self.pooled)} entries that say which are pooled"
-            )
+            raise ConfigError(f"{len(self.widths)} blocks but {len(self.pooled)} entries that say which are pooled")
         if self.image_size >> sum(self.pooled) < 1:
             raise ConfigError(
                 f"{sum(self.pooled)} pooled blocks would shrink a {self.image_size}-pixel image to nothing; "

@@ -70,9 +70,7 @@ def fit(network: nn.Module, split: Split, config: FitConfig) -> Iterator[EpochRe
         # Sums stay on the device; reading them every step would make the device wait for the host.
         losses = torch.zeros((), device=device)
         hits = torch.zeros((), device=device)
-        for batch, targets in training_batches(
-            images, labels, batch_size, config.augment, split.mirror, generator
-        ):
+        for batch, targets in training_batches(images, labels, batch_size, config.augment, split.mirror, generator):
             factor = lr_factor(step, steps, config.warmup, config.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * factor
@@ -118,6 +116,4 @@ def build_optimizer(network: nn.Module, config: FitConfig) -> torch.optim.Optimi
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
-    )
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)

@@ -19,7 +19,7 @@ def build_activation(name: Activation) -> nn.Module:
         case "gelu":
             return nn.GELU()
         case "silu":
-            return nn.SiLU(inplace=True)
+            return nn.SiLU()
 
 
 class Block(nn.Module):

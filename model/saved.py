@@ -81,13 +81,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> SavedModel:
         network.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
         return SavedModel(network.eval(), tuple(config["classes"]))
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder} holds no saved model: {Path(str(error.filename)).name} is missing"
-        ) from error
+        raise ConfigError(f"{folder} holds no saved model: {Path(str(error.filename)).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(
-            f"the saved model in {folder} is damaged: {' '.join(str(error).split())}"
-        ) from error
+        raise ConfigError(f"the saved model in {folder} is damaged: {' '.join(str(error).split())}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -36,9 +36,7 @@ Storage = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder that holds cifar-10-batches-py/. Default: $SEARCH_DATA_DIR, else a cache folder."
-    ),
+    typer.Option(help="Folder that holds cifar-10-batches-py/. Default: $SEARCH_DATA_DIR, else a cache folder."),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the study.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -57,19 +55,13 @@ def options(
 def run_command(
     trials: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Configurations to be done in all, exactly. Default: as the study file says."
-        ),
+        typer.Option(min=1, help="Configurations to be done in all, exactly. Default: as the study file says."),
     ] = None,
     study: Annotated[
         str | None,
-        typer.Option(
-            help="Study file, or a shipped one: cifar10, cpu, seed. Default: the one that fits the device."
-        ),
+        typer.Option(help="Study file, or a shipped one: cifar10, cpu, seed. Default: the one that fits the device."),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the study. Default: that of the study file.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study. Default: that of the study file.")] = None,
     storage: Storage = None,
     data_dir: DataDir = None,
     dataset: Annotated[str, typer.Option(help="auto, cifar10, digits or folder:DIR.")] = "auto",
@@ -77,15 +69,11 @@ def run_command(
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds after which the search stops; the finale follows.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of sampler and trainings.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of sampler and trainings.")] = None,
     no_finale: Annotated[bool, typer.Option("--no-finale", help="Stop after the search.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for outputs. Default: studies/NAME.")] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs a trial.")] = None,
-    train_images: Annotated[
-        int | None, typer.Option(min=1, help="At most so many fit images a trial.")
-    ] = None,
+    train_images: Annotated[int | None, typer.Option(min=1, help="At most so many fit images a trial.")] = None,
     max_retrain_epochs: Annotated[
         int | None, typer.Option(min=1, help="At most so many epochs in the retrain.")
     ] = None,
@@ -123,9 +111,7 @@ def run_command(
         if path.exists():
             console.print(f"{label}: {path}", markup=False, highlight=False, soft_wrap=True)
     if not end.finished:
-        console.print(
-            f"The time was up before the budget was done; to go on: {_this_command()}", markup=False
-        )
+        console.print(f"The time was up before the budget was done; to go on: {_this_command()}", markup=False)
 
 
 @app.command()

@@ -122,7 +122,5 @@ def _disk(out: Path) -> Finding:
     if not os.access(there, os.W_OK):
         return Finding("disk", "wrong", f"{there} cannot be written; choose another folder with --out")
     if free < MIN_FREE_BYTES:
-        return Finding(
-            "disk", "warning", f"{text}; a study and its models want {MIN_FREE_BYTES / 2**30:.0f} GiB"
-        )
+        return Finding("disk", "warning", f"{text}; a study and its models want {MIN_FREE_BYTES / 2**30:.0f} GiB")
     return Finding("disk", "ok", text)

@@ -107,11 +107,7 @@ def retrain(
     holdout = load_holdout(record.dataset.name, data_dir, device)
     test = evaluate(network, holdout.images, holdout.labels, fit_config.precision)
     if len(reads) > 1:
-        show(
-            Note(
-                f"the test images have now been read {len(reads)} times in this study; each read is recorded"
-            )
-        )
+        show(Note(f"the test images have now been read {len(reads)} times in this study; each read is recorded"))
 
     cost = count_cost(chosen.config.network)
     metrics = {

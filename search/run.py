@@ -117,9 +117,7 @@ def _check_writable(out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"output folder {out} cannot be written: {error.strerror}; choose one with --out"
-        ) from error
+        raise UserError(f"output folder {out} cannot be written: {error.strerror}; choose one with --out") from error
 
 
 def _new(name: str, options: RunOptions, device: torch.device, show: Show) -> StudyRecord:

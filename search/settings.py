@@ -106,9 +106,7 @@ def network_config(settings: TrialSettings, classes: int) -> NetworkConfig:
     if settings.pools > settings.blocks:
         raise ConfigError(f"pools = {settings.pools} needs at least as many blocks, got {settings.blocks}")
     pooled = pooled_blocks(settings.blocks, settings.pools)
-    widths = settings.block_widths or grown_widths(
-        settings.width, settings.width_growth, settings.max_width, pooled
-    )
+    widths = settings.block_widths or grown_widths(settings.width, settings.width_growth, settings.max_width, pooled)
     if len(widths) != settings.blocks:
         raise ConfigError(f"{settings.blocks} blocks but {len(widths)} block widths")
     return NetworkConfig(

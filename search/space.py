@@ -95,9 +95,7 @@ def parse_space(table: Mapping[str, Any]) -> SearchSpace:
         else:
             fixed[name] = _checked(name, value)
     if PER_BLOCK in table and (given := {"width", "width_growth"} & table.keys()):
-        raise SpaceError(
-            PER_BLOCK, f"stands in place of {' and '.join(sorted(given))}; give one or the other"
-        )
+        raise SpaceError(PER_BLOCK, f"stands in place of {' and '.join(sorted(given))}; give one or the other")
     space = SearchSpace(varied=varied, fixed=fixed)
     _check_corners(space)
     return space

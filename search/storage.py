@@ -66,9 +66,7 @@ def open_storage(url: URL) -> RDBStorage:
         storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
     except (sa.exc.SQLAlchemyError, OSError) as error:
         cause = getattr(error, "orig", None) or error
-        raise UserError(
-            f"storage {shown(url)} cannot be used: {_without_secret(first_line(cause), url)}"
-        ) from error
+        raise UserError(f"storage {shown(url)} cannot be used: {_without_secret(first_line(cause), url)}") from error
     except RuntimeError as error:
         raise UserError(
             f"storage {shown(url)} was made by another version of Optuna: {first_line(error)}; "

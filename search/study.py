@@ -107,9 +107,7 @@ def record_of(study: optuna.Study) -> StudyRecord | None:
 
 def create(storage: RDBStorage, record: StudyRecord, environment: Mapping[str, Any]) -> optuna.Study:
     """Create a study, or finish one whose creator died half-way."""
-    study = optuna.create_study(
-        storage=storage, study_name=record.name, direction="maximize", load_if_exists=True
-    )
+    study = optuna.create_study(storage=storage, study_name=record.name, direction="maximize", load_if_exists=True)
     study.set_metric_names(["validation accuracy"])
     study.set_user_attr("dataset", asdict(record.dataset))
     study.set_user_attr("space_hash", space_hash(comparable_part(record.config)))
@@ -168,8 +166,7 @@ def build_sampler(config: StudyConfig, number: int) -> BaseSampler:
         return TPESampler(
             n_startup_trials=config.sampler.startup_trials,
             multivariate=True,
-            group=PER_BLOCK
-            in config.space.varied,  # only then do trials differ in which parameters they have
+            group=PER_BLOCK in config.space.varied,  # only then do trials differ in which parameters they have
             seed=seed,
         )
 

@@ -86,9 +86,7 @@ def load_study_file(path: Path) -> StudyConfig:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"no study file {path}; shipped with the package: {', '.join(shipped_names())}"
-        ) from None
+        raise UserError(f"no study file {path}; shipped with the package: {', '.join(shipped_names())}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
@@ -159,7 +157,5 @@ def find_study(name_or_file: str) -> tuple[str, StudyConfig]:
         text = (resources.files("studies") / f"{name_or_file}.toml").read_text(encoding="utf-8")
         return name_or_file, parse_study(tomllib.loads(text), f"studies/{name_or_file}.toml")
     if path.suffix != ".toml" and not path.exists():
-        raise UserError(
-            f"unknown study {name_or_file!r}; give a .toml file or one of: {', '.join(shipped_names())}"
-        )
+        raise UserError(f"unknown study {name_or_file!r}; give a .toml file or one of: {', '.join(shipped_names())}")
     return path.stem, load_study_file(path)

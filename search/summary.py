@@ -47,10 +47,7 @@ def summarise(study: optuna.Study, record: StudyRecord, storage_shown: str) -> d
         },
         "confirm": None,
         "retrain": done
-        and {
-            key: done[key]
-            for key in ("trial", "epochs", "converged", "train_accuracy", "test_accuracy", "seconds")
-        },
+        and {key: done[key] for key in ("trial", "epochs", "converged", "train_accuracy", "test_accuracy", "seconds")},
         "holdout_reads": len(study.user_attrs.get("holdout_reads", [])),
         "seconds": round(study.user_attrs.get("seconds", 0.0), 1),
         "trial_seconds": round(

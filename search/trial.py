@@ -75,9 +75,7 @@ def _train(
     trial: optuna.Trial, config: StudyConfig, split: Split, show: Show, time_is_up: Callable[[], bool]
 ) -> TrialResult:
     settings = sample(config.space, trial)
-    chosen = trial_config(
-        settings, config.trial.epochs, trial_seed(config, slot(trial)), classes=len(split.classes)
-    )
+    chosen = trial_config(settings, config.trial.epochs, trial_seed(config, slot(trial)), classes=len(split.classes))
     cost = count_cost(chosen.network)
     trial.set_user_attr("config", asdict(chosen))
     trial.set_user_attr("parameters", cost.parameters)

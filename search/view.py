@@ -112,9 +112,7 @@ class LiveScreen:
         parts: list[RenderableType] = []
         if self._budget:
             parts.append(_bar("search", self._budget.done, self._budget.requested, self._eta.text()))
-            parts.append(
-                f"  {self._budget.complete} complete, {self._budget.pruned} pruned" + _failed(self._budget)
-            )
+            parts.append(f"  {self._budget.complete} complete, {self._budget.pruned} pruned" + _failed(self._budget))
         if self._trial:
             parts.append(f"  trial {self._trial.number}: {escape(params_text(self._trial.params))}")
             parts.append(f"    {self._progress()}")
@@ -225,8 +223,7 @@ def best_text(best: Best) -> str:
 def params_text(params: Mapping[str, Any]) -> str:
     """Parameters as ``name value`` pairs, numbers short."""
     return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in params.items()
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )
 
 
@@ -244,7 +241,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     ]
     if best:
         accuracy = percent(best["val_accuracy"])
-        rows.append(("best", f"trial {best['trial']}: {accuracy} validation accuracy, {best['parameters']:,} parameters"))
+        rows.append(
+            ("best", f"trial {best['trial']}: {accuracy} validation accuracy, {best['parameters']:,} parameters")
+        )
         rows.append(("", params_text(best["params"])))
     if done:
         accuracy = percent(done["train_accuracy"])

@@ -25,9 +25,7 @@ class SearchEnd:
     finished: bool
 
 
-def search(
-    study: optuna.Study, config: StudyConfig, split: Split, show: Show, timeout: float | None
-) -> SearchEnd:
+def search(study: optuna.Study, config: StudyConfig, split: Split, show: Show, timeout: float | None) -> SearchEnd:
     """Run trials until the budget is done or the time is up. The caller holds the study alone.
 
     Raises:
