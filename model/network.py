@@ -71,7 +71,7 @@ def weighted_sum(branches: Tensor, weights: Tensor) -> Tensor:
     groups = weights.shape[1]
     weights = weights.to(branches.dtype)
     if branches.is_cuda:  # one small product a pixel suits a CPU, not a GPU
-        return (branches.unflatten(1, (groups, -1)) * weights[:, :, None, None, None]).sum(1)
+        return (branches.view(n, groups, -1, height, width) * weights[:, :, None, None, None]).sum(1)
     # Measured on 2 EPYC cores, whole training step in images/s: 803 with slices, 888 with einsum, 1,088 so.
     pixels = branches.permute(0, 2, 3, 1).reshape(n, height * width, groups, channels // groups)
     total = torch.matmul(weights[:, None, None, :], pixels)
@@ -101,12 +101,13 @@ class BlockNetwork(nn.Module):
         for hidden in config.head:
             layers += [nn.Linear(features, hidden), build_activation(config.activation)]
             features = hidden
-        self.head = nn.Sequential(*layers, nn.Linear(features, config.classes))
+        self.logits = nn.Linear(features, config.classes)
+        self.hidden = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.to(self.head[-1].weight.dtype).sub(127.5).div(127.5)
+        x = images.to(self.logits.weight.dtype).sub(127.5).div(127.5)
         x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.head(self.blocks(x).mean((2, 3)))
+        logits: Tensor = self.logits(self.hidden(self.blocks(x).mean((2, 3))))
         return logits
 
 
@@ -119,7 +120,7 @@ def build_network(config: NetworkConfig, seed: int = 0, device: torch.device | s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = BlockNetwork(config)
-    return network.to(device=device, memory_format=torch.channels_last)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def count_parameters(network: nn.Module) -> int:
