@@ -64,6 +64,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> SavedModel:
     Raises:
         ConfigError: a file is missing or is not what it should be.
     """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} holds no saved model: {name} is missing")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         table = config["network"]
@@ -80,8 +83,6 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> SavedModel:
         )
         network.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
         return SavedModel(network.eval(), tuple(config["classes"]))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{folder} holds no saved model: {Path(str(error.filename)).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"the saved model in {folder} is damaged: {' '.join(str(error).split())}") from error
 
