@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,36 +13,12 @@ from data.split import Split
 from model.config import FitConfig
 from model.device import autocast_dtype
 from model.evaluate import evaluate
+from model.result import EpochResult
 from model.schedule import lr_factor
 
 
 class NonFiniteLossError(ArithmeticError):
     """The training diverged: the loss is infinite or not a number."""
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch of training gave.
-
-    Attributes:
-        epoch: from 1.
-        train_loss: mean over the epoch's batches of the smoothed cross-entropy, in nats.
-        train_accuracy: over the epoch's augmented images, as they were trained on.
-        validation_loss: cross-entropy without smoothing, in nats.
-        validation_accuracy: share of the validation images classed rightly.
-        images_per_second: training alone, without validation.
-        lr: learning rate of the epoch's last step.
-        seconds: of the whole epoch, validation included.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-    images_per_second: float
-    lr: float
-    seconds: float
 
 
 def fit(network: nn.Module, split: Split, config: FitConfig) -> Iterator[EpochResult]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.fit import EpochResult
+from model.result import EpochResult
 from search.ledger import Budget
 
 Outcome = Literal["complete", "pruned", "failed", "handed back"]

