@@ -3,6 +3,7 @@
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
+import http.client
 import socket
 import threading
 import urllib.error
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
 from data.errors import DataError
 from data.images import LabelledImages
@@ -84,10 +85,13 @@ def download(data_dir: Path) -> None:
         previous = socket.getdefaulttimeout()
         socket.setdefaulttimeout(STALL_SECONDS)
         try:
-            CIFAR10(data_dir, download=True)
+            # Not CIFAR10(download=True): that takes files for whole without looking at batches.meta.
+            download_and_extract_archive(CIFAR10.url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
         finally:
             socket.setdefaulttimeout(previous)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, http.client.HTTPException, RuntimeError, EOFError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it keeps its connection open
         raise DataError(f"the download of CIFAR-10 to {data_dir} failed: {one_line(error)}") from error
     verify(data_dir)
 
@@ -107,7 +111,7 @@ def can_fetch(data_dir: Path, timeout: float = PROBE_SECONDS) -> bool:
         try:
             with urllib.request.urlopen(request, timeout=timeout):
                 answers.append(True)
-        except (OSError, urllib.error.URLError):
+        except (OSError, http.client.HTTPException):
             answers.append(False)
 
     thread = threading.Thread(target=probe, daemon=True)

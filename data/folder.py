@@ -5,6 +5,7 @@ Images are decoded once, brought to 3x32x32 and cached beside the user's other c
 sixth of the images is set aside as test images.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.model_selection import train_test_split
@@ -24,8 +25,11 @@ from data.images import IMAGE_SIZE, LabelledImages
 
 TEST_SHARE = 1 / 6
 DIVISION_SEED = 0
-MIN_PER_CLASS = 6
+MIN_PER_CLASS = 12
 """Fewer images of a class cannot be divided into fit, validation and test images."""
+
+MIN_PER_CLASS_TRAIN = 10
+"""The same where the test images lie in a folder of their own."""
 
 
 def load_part(root: Path, cache_dir: Path, test: bool) -> LabelledImages:
@@ -37,11 +41,13 @@ def load_part(root: Path, cache_dir: Path, test: bool) -> LabelledImages:
     if not root.is_dir():
         raise DataError(f"folder:{root} is not a folder; it should hold one sub-folder of images per class")
     if (root / "train").is_dir() and (root / "test").is_dir():
-        images, labels, classes = _decoded(root / ("test" if test else "train"), cache_dir)
-        if test and classes != _classes(root / "train"):
+        # Compared whichever part is asked for: a study must not meet this after all its training.
+        if _classes(root / "train") != _classes(root / "test"):
             raise DataError(f"folder:{root} has other classes in test/ than in train/")
+        part, at_least = ("test", 1) if test else ("train", MIN_PER_CLASS_TRAIN)
+        images, labels, classes = _decoded(root / part, cache_dir, at_least)
         return LabelledImages(images, labels, classes, mirror=True)
-    images, labels, classes = _decoded(root, cache_dir)
+    images, labels, classes = _decoded(root, cache_dir, MIN_PER_CLASS)
     training, held_out = train_test_split(
         np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels.numpy(), random_state=DIVISION_SEED
     )
@@ -53,7 +59,7 @@ def _classes(root: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
 
 
-def _decoded(root: Path, cache_dir: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _decoded(root: Path, cache_dir: Path, at_least: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images (uint8, (n, 3, 32, 32)), labels (int64, (n,)) and class names, from the cache where it is fresh."""
     try:
         listing = ImageFolder(root)
@@ -62,8 +68,8 @@ def _decoded(root: Path, cache_dir: Path) -> tuple[Tensor, Tensor, tuple[str, ..
     if len(listing.classes) < 2:
         raise DataError(f"folder:{root} has {len(listing.classes)} class; a search needs at least two")
     for name, index in listing.class_to_idx.items():
-        if listing.targets.count(index) < MIN_PER_CLASS:
-            raise DataError(f"folder:{root} has fewer than {MIN_PER_CLASS} images of class {name!r}")
+        if listing.targets.count(index) < at_least:
+            raise DataError(f"folder:{root} has fewer than {at_least} images of class {name!r}")
     cached = cache_dir / f"folder-{_listing_hash(root, listing)}.safetensors"
     try:
         with safe_open(cached, framework="pt") as stored:
@@ -82,7 +88,8 @@ def _store(images: Tensor, cached: Path) -> None:
         save_file({"images": images}, partial)
         partial.replace(cached)
     except (OSError, SafetensorError):
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may lie on a read-only disk, or below a file
+            partial.unlink()
 
 
 def _listing_hash(root: Path, listing: ImageFolder) -> str:
@@ -97,7 +104,15 @@ def _listing_hash(root: Path, listing: ImageFolder) -> str:
 def _decode(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
-            small = image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            small = _rgb(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that PIL's decoders raise
         raise DataError(f"{path} is not an image that can be decoded: {error}") from error
     return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # convert() would turn all but the darkest 1/256 white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":  # by way of RGBA, or PIL warns of transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")

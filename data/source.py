@@ -19,9 +19,9 @@ WAYS_OUT = (
 def data_folder(given: Path | None) -> Path:
     """``--data-dir``, else ``$SEARCH_DATA_DIR``, else a folder in the user's cache."""
     if given is not None:
-        return given
+        return given.expanduser()
     if from_environment := os.environ.get("SEARCH_DATA_DIR"):
-        return Path(from_environment)
+        return Path(from_environment).expanduser()
     return cache_folder() / "data"
 
 
@@ -76,7 +76,10 @@ def prepare(dataset: str, data_dir: Path, repair: bool = False) -> None:
             if not cifar10.can_fetch(data_dir):
                 state = "no CIFAR-10" if absent else "damaged CIFAR-10"
                 raise DataError(f"{state} in {data_dir} and no network to download it: {WAYS_OUT}")
-            cifar10.download(data_dir)
+            try:
+                cifar10.download(data_dir)
+            except DataError as error:
+                raise DataError(f"{error}: {WAYS_OUT}") from error
         cifar10.verify(data_dir)
     elif dataset.startswith("folder:"):
         folder.load_part(folder_of(dataset), cache_folder(), test=False)

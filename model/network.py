@@ -27,7 +27,7 @@ class Block(nn.Module):
 
     The branches share their input, so their L convolutions are one convolution with L x width output channels
     and their L batch norms one over as many channels: the same function as a loop over branches
-    (tests/model_tests/plain_block.py), in fewer and larger operations. Branch l owns channels
+    (tests/support/plain_block.py), in fewer and larger operations. Branch l owns channels
     [l * width, (l + 1) * width).
 
     Shapes: (n, channels, h, w) to (n, width, h, w), or (n, width, h // 2, w // 2) where pooled.

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,7 +83,7 @@ def run_command(
     from search.view import summary_table, view
 
     signal.signal(signal.SIGTERM, _interrupt)
-    console = Console()
+    console = _console()
     with view(console) as show:
         end = run(
             RunOptions(
@@ -131,7 +130,7 @@ def status(name: Name = None, storage: Storage = None, form: Format = "table") -
     if form == "json":
         typer.echo(json.dumps({**summary, "running_trials": running_trials(found)}, indent=2))
         return
-    console = Console()
+    console = _console()
     console.print(summary_table(summary))
     for trial in running_trials(found):
         reached = f"epoch {trial['epoch']}, {percent(trial['accuracy'])}" if trial["epoch"] else "first epoch"
@@ -155,7 +154,7 @@ def doctor(
     if form == "json":
         typer.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
-        console = Console()
+        console = _console()
         colours = {"ok": "green", "warning": "yellow", "wrong": "red"}
         for finding in findings:
             console.print(f"[{colours[finding.level]}]{finding.level:8}[/] {finding.subject:8} ", end="")
@@ -196,6 +195,12 @@ def _refuse_absent(url: Any) -> None:
         raise UserError(f"no database {url.database}; `python -m search run` creates one")
 
 
+def _console() -> Console:
+    """Standard output; in a file or a pipe, lines are not broken at a terminal's width that is not there."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -227,7 +232,6 @@ def _quiet_libraries(debug: bool) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def main() -> None:
@@ -239,38 +243,32 @@ def main() -> None:
 
 
 def _status_of(command: Callable[[], Any], debug: bool) -> int:
-    import click
-
     from search.errors import USER_ERRORS, RunError, first_line
 
     try:
-        result = command()
-        return result if isinstance(result, int) else OK
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        _complain(f"interrupted; nothing stored is lost. To go on: {_this_command()}")
-        return INTERRUPTED
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except click.ClickException as error:
-        if debug:
-            raise
-        _complain(error.format_message())
-        return WRONG_INPUT
+        status = command()
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
     except USER_ERRORS as error:
         if debug:
             raise
         _complain(str(error))
         return WRONG_INPUT
-    except RunError as error:
-        if debug:
-            raise
-        _complain(str(error))
-        return FAILED
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, RunError):
+            _complain(str(error))
+            return FAILED
+        # What the parser refuses. Typer has carried a copy of click of late, so there is no one class to name.
+        if explain := getattr(error, "format_message", None):
+            _complain(explain())
+            return WRONG_INPUT
         _complain(f"unexpected {type(error).__name__}: {first_line(error)} (the traceback: add --debug)")
         return FAILED
+    if status == INTERRUPTED:  # newer Typers turn Ctrl-C into a status themselves
+        _complain(f"interrupted; nothing stored is lost. To go on: {_this_command()}")
+    return status if isinstance(status, int) else OK
 
 
 def _complain(text: str) -> None:

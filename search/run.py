@@ -73,7 +73,7 @@ def run(options: RunOptions, show: Show) -> RunEnd:
     if device.type == "cpu":
         keep_freed_pages()
     source.check_name(options.dataset)
-    name = studies.check_name(options.name or _default_name(options, device))
+    name = studies.check_name(_default_name(options, device) if options.name is None else options.name)
     out = options.out or Path("studies") / name
     _check_writable(out)
     storage = open_storage(options.storage)

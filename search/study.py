@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -108,7 +109,8 @@ def record_of(study: optuna.Study) -> StudyRecord | None:
 def create(storage: RDBStorage, record: StudyRecord, environment: Mapping[str, Any]) -> optuna.Study:
     """Create a study, or finish one whose creator died half-way."""
     study = optuna.create_study(storage=storage, study_name=record.name, direction="maximize", load_if_exists=True)
-    study.set_metric_names(["validation accuracy"])
+    with _experimental():
+        study.set_metric_names(["validation accuracy"])
     study.set_user_attr("dataset", asdict(record.dataset))
     study.set_user_attr("space_hash", space_hash(comparable_part(record.config)))
     study.set_user_attr("environment", dict(environment))
@@ -161,14 +163,21 @@ def build_sampler(config: StudyConfig, number: int) -> BaseSampler:
     seed = (config.seed * 1_000_003 + number) % MAX_SEED
     if config.sampler.kind == "random":
         return RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _experimental():
         return TPESampler(
             n_startup_trials=config.sampler.startup_trials,
             multivariate=True,
             group=PER_BLOCK in config.space.varied,  # only then do trials differ in which parameters they have
             seed=seed,
         )
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """What Optuna calls experimental is used knowingly; its tests here say so when it changes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def build_pruner(config: PrunerConfig) -> BasePruner:

