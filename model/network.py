@@ -67,15 +67,27 @@ def weighted_sum(branches: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (n, width, h, w).
     """
+    weights = weights.to(branches.dtype)
+    return (sum_of_groups if branches.is_cuda else product_per_pixel)(branches, weights)
+
+
+def product_per_pixel(branches: Tensor, weights: Tensor) -> Tensor:
+    """`weighted_sum` as one small matrix product a pixel: what a CPU does best with channels that lie last.
+
+    Measured on 2 EPYC cores, whole training step in images/s: 803 with slices, 888 with einsum, 1,088 so.
+    """
     n, channels, height, width = branches.shape
     groups = weights.shape[1]
-    weights = weights.to(branches.dtype)
-    if branches.is_cuda:  # one small product a pixel suits a CPU, not a GPU
-        return (branches.view(n, groups, -1, height, width) * weights[:, :, None, None, None]).sum(1)
-    # Measured on 2 EPYC cores, whole training step in images/s: 803 with slices, 888 with einsum, 1,088 so.
     pixels = branches.permute(0, 2, 3, 1).reshape(n, height * width, groups, channels // groups)
     total = torch.matmul(weights[:, None, None, :], pixels)
     return total.view(n, height, width, channels // groups).permute(0, 3, 1, 2)
+
+
+def sum_of_groups(branches: Tensor, weights: Tensor) -> Tensor:
+    """`weighted_sum` as a broadcast product and a sum: few, large kernels for a GPU (not measured on one yet)."""
+    n, _, height, width = branches.shape
+    groups = branches.view(n, weights.shape[1], -1, height, width)
+    return (groups * weights[:, :, None, None, None]).sum(1)
 
 
 class BlockNetwork(nn.Module):

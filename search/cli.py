@@ -117,22 +117,23 @@ def run_command(
 def status(name: Name = None, storage: Storage = None, form: Format = "table") -> None:
     """Show how a study stands; it may be running."""
     from search import study as studies
-    from search.storage import open_storage, shown, storage_url
+    from search.storage import opened, shown, storage_url
     from search.summary import running_trials, summarise
     from search.view import percent, summary_table
 
     url = storage_url(storage)
     _refuse_absent(url)
-    found = studies.load(open_storage(url), name)
-    record = studies.record_of(found)
-    assert record is not None
-    summary = summarise(found, record, shown(url))
+    with opened(url) as database:
+        found = studies.load(database, name)
+        record = studies.record_of(found)
+        assert record is not None
+        summary, running = summarise(found, record, shown(url)), running_trials(found)
     if form == "json":
-        typer.echo(json.dumps({**summary, "running_trials": running_trials(found)}, indent=2))
+        typer.echo(json.dumps({**summary, "running_trials": running}, indent=2))
         return
     console = _console()
     console.print(summary_table(summary))
-    for trial in running_trials(found):
+    for trial in running:
         reached = f"epoch {trial['epoch']}, {percent(trial['accuracy'])}" if trial["epoch"] else "first epoch"
         console.print(f"running: trial {trial['trial']}, {reached}")
 

@@ -19,7 +19,7 @@ from data.errors import DataError
 from model.config import ConfigError
 from model.device import bf16_pays, describe_device, resolve_device
 from search.errors import USER_ERRORS
-from search.storage import open_storage, shown, study_names
+from search.storage import opened, shown, study_names
 
 MIN_FREE_BYTES = 2 * 2**30
 Level = Literal["ok", "warning", "wrong"]
@@ -107,7 +107,8 @@ def _storage(url: URL) -> Finding:
     if url.drivername == "sqlite" and not Path(str(url.database)).exists():
         return Finding("storage", "ok", f"{shown(url)}, not there yet; `run` creates it")
     try:
-        names = study_names(open_storage(url))
+        with opened(url) as storage:
+            names = study_names(storage)
     except USER_ERRORS as error:
         return Finding("storage", "wrong", str(error))
     return Finding("storage", "ok", f"{shown(url)}, studies: {', '.join(names) or 'none yet'}")

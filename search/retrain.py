@@ -24,7 +24,7 @@ from model.saved import save_model
 from search.errors import RunError
 from search.events import Note, RetrainEpoch, RetrainStarted, Show
 from search.ledger import slot
-from search.settings import TrialConfig, settings_from, trial_config
+from search.settings import TrialConfig, trial_config
 from search.space import settings_of
 from search.study import StudyRecord, best_trial, trial_seed
 
@@ -41,9 +41,8 @@ class Plan:
 
 
 def plan(record: StudyRecord, winner: FrozenTrial, max_epochs: int | None, images: int) -> Plan:
-    """The winner's configuration with the retrain's own settings and length."""
+    """The winner's configuration at the retrain's length, from a seed of its own."""
     settings = settings_of(record.config.space, winner.params)
-    settings = settings_from({**settings.model_dump(), **record.config.retrain.settings})
     seed = trial_seed(record.config, slot(winner)) + SEED_OFFSET
     epochs = retrain_epochs(record, winner, max_epochs, images)
     return Plan(winner.number, trial_config(settings, epochs, seed, len(record.dataset.classes)))

@@ -21,7 +21,7 @@ from search.environment import environment
 from search.errors import UserError
 from search.events import Note, Show, TrialFinished
 from search.retrain import retrain
-from search.storage import exclusive, open_storage, shown
+from search.storage import exclusive, opened, shown
 from search.study import DatasetRecord, StudyRecord
 from search.study_file import StudyConfig, find_study
 from search.summary import FALLBACK_WARNING, summarise
@@ -76,8 +76,7 @@ def run(options: RunOptions, show: Show) -> RunEnd:
     name = studies.check_name(_default_name(options, device) if options.name is None else options.name)
     out = options.out or Path("studies") / name
     _check_writable(out)
-    storage = open_storage(options.storage)
-    with exclusive(options.storage, name):
+    with opened(options.storage) as storage, exclusive(options.storage, name):
         found = studies.find(storage, name)
         stored = studies.record_of(found) if found else None
         record = _resumed(stored, options, show) if stored else _new(name, options, device, show)

@@ -75,6 +75,17 @@ def open_storage(url: URL) -> RDBStorage:
     return storage
 
 
+@contextlib.contextmanager
+def opened(url: URL) -> Iterator[RDBStorage]:
+    """`open_storage` for as long as the context lasts; its connections are closed behind it."""
+    storage = open_storage(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def _without_secret(text: str, url: URL) -> str:
     return text.replace(str(url.password), "***") if url.password else text
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from search.errors import UserError
-from search.settings import TrialSettings
 from search.space import SearchSpace, SpaceError, check_start, parse_space
 
 
@@ -52,8 +51,6 @@ class RetrainConfig(_Table):
     max_minutes: float | None = Field(default=None, gt=0)
     """Fewer epochs are taken, decided before the training starts from the winner's measured speed, where
     ``epochs`` would take longer than this."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings that suit a long training better than a short one and override the winner's own."""
 
 
 class StudyConfig(_Table):
@@ -105,7 +102,6 @@ def parse_study(table: Mapping[str, Any], source: str) -> StudyConfig:
         config = StudyConfig.model_validate(values | {"space": space})
         for values in config.start:
             _checked(check_start, "start", space, values)
-        TrialSettings.model_validate(config.retrain.settings)
         return config
     except SpaceError as error:
         key = error.key if error.key.startswith("start.") else f"space.{error.key}"
@@ -113,8 +109,6 @@ def parse_study(table: Mapping[str, Any], source: str) -> StudyConfig:
     except ValidationError as error:
         first = error.errors()[0]
         parts = [str(part) for part in first["loc"]]
-        if error.title == TrialSettings.__name__:
-            parts = ["retrain", "settings", *parts]
         raise UserError(f"{source}: {'.'.join(parts)}: {_explain(first, parts)}") from error
 
 
@@ -137,7 +131,7 @@ def _explain(error: Any, parts: list[str]) -> str:
 def _allowed_keys(path: list[str]) -> list[str]:
     model: Any = StudyConfig
     for part in path:
-        model = TrialSettings if part == "settings" else model.model_fields[part].annotation
+        model = model.model_fields[part].annotation
     return list(model.model_fields)
 
 

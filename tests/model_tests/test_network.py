@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,15 @@ from torch.nn import functional as F
 
 from model.config import PRESETS, ConfigError, NetworkConfig
 from model.cost import count_cost
-from model.network import Block, BlockNetwork, build_network, count_parameters, weighted_sum
+from model.network import (
+    Block,
+    BlockNetwork,
+    build_network,
+    count_parameters,
+    product_per_pixel,
+    sum_of_groups,
+    weighted_sum,
+)
 from support.plain_block import PlainBlock, PlainNetwork
 
 PLACES = ("branch", "conv", "sum")
@@ -81,10 +90,14 @@ def test_whole_network_equals_the_plain_one(training: bool) -> None:
     assert relative_error(network(images), plain(images)) < 1e-5
 
 
-def test_weighted_sum_takes_each_images_own_weights() -> None:
-    branches, weights = torch.randn(3, 2 * 5, 4, 4), torch.randn(3, 2)
+@pytest.mark.parametrize("way", [weighted_sum, product_per_pixel, sum_of_groups])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weighted_sum_takes_each_images_own_weights(
+    way: Callable[[Tensor, Tensor], Tensor], layout: torch.memory_format
+) -> None:
+    branches, weights = torch.randn(3, 2 * 5, 4, 6), torch.randn(3, 2)
     expected = torch.stack([w[0] * b[:5] + w[1] * b[5:] for b, w in zip(branches, weights, strict=True)])
-    torch.testing.assert_close(weighted_sum(branches, weights), expected)
+    torch.testing.assert_close(way(branches.contiguous(memory_format=layout), weights), expected)
 
 
 def test_branch_weights_sum_to_one_and_come_from_channel_means() -> None:

@@ -1,17 +1,20 @@
 """One contract, held by every kind of storage."""
 
+from collections.abc import Iterator
+
 import optuna
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL
 
 from search.ledger import CAUSE, RETRY_OF, SLOT, Budget, budget, hand_back, recover, slot
-from search.storage import open_storage
+from search.storage import opened
 
 
 @pytest.fixture
-def study(any_storage: URL) -> optuna.Study:
-    return optuna.create_study(storage=open_storage(any_storage), study_name="s", direction="maximize")
+def study(any_storage: URL) -> Iterator[optuna.Study]:
+    with opened(any_storage) as storage:
+        yield optuna.create_study(storage=storage, study_name="s", direction="maximize")
 
 
 def asked(study: optuna.Study) -> optuna.Trial:

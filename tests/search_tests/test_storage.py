@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import URL, make_url
 
 from search.errors import UserError
-from search.storage import DEFAULT_URL, exclusive, open_storage, shown, storage_url
+from search.storage import DEFAULT_URL, exclusive, open_storage, opened, shown, storage_url, study_names
 
 
 def test_a_url_is_taken_from_option_environment_or_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +62,10 @@ def test_sqlite_folder_is_made_and_the_write_ahead_log_is_on(home: Path) -> None
 
 
 def test_opening_twice_keeps_what_is_stored(any_storage: URL) -> None:
-    optuna.create_study(storage=open_storage(any_storage), study_name="kept")
-    assert optuna.get_all_study_names(open_storage(any_storage)) == ["kept"]
+    with opened(any_storage) as storage:
+        optuna.create_study(storage=storage, study_name="kept")
+    with opened(any_storage) as storage:
+        assert study_names(storage) == ["kept"]
 
 
 def test_a_database_of_something_else_is_refused_and_left_alone(any_storage: URL) -> None:

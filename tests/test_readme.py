@@ -1,0 +1,104 @@
+"""Every command in the README works: run in its order, in one empty folder, as a reader would."""
+
+import io
+import re
+import shlex
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from search.cli import main
+from search.study_file import load_study_file
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+SHORT = ("--dataset=digits", "--trials=2", "--max-epochs=1", "--max-retrain-epochs=1", "--train-images=100")
+"""What a command that trains gets added where the reader's machine would take minutes; the last one given counts."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line]
+    return [part.strip() for line in lines for part in line.split("&&")]
+
+
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "argv", ["search", *words])
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0, f"{words}: {err.getvalue()}"
+    return out.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SEARCH_STORAGE", raising=False)
+    monkeypatch.setenv("SEARCH_DATA_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr("data.cifar10.can_fetch", lambda _: False)
+    chance = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = chance.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
+    ran = 0
+    for command in commands():
+        words = shlex.split(command)
+        if words[:3] != ["python", "-m", "search"]:
+            continue
+        words = words[3:]
+        if words[0] == "run":
+            own = [option for option in SHORT if not (option.startswith("--dataset") and "folder:pictures" in words)]
+            if "--trials" in words and words[words.index("--trials") + 1] == "10":
+                own = [option.replace("--trials=2", "--trials=3") for option in own]
+            words += own
+        if words == ["data", "--dataset", "cifar10"]:
+            words[-1] = "digits"
+        run(words, monkeypatch)
+        ran += 1
+    assert ran >= 8
+    assert "3 of 3 configurations" in run(["status", "--name", "first-try"], monkeypatch)
+    (example,) = blocks("python")
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(compile(example, "README.md", "exec"), {})
+    assert printed.getvalue().strip() in "0123456789"
+
+
+def test_commands_that_install_are_run_by_ci() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    others = {command for command in commands() if not command.startswith("python -m search")}
+    assert others == {"pip install .", 'pip install -e ".[test]"', "python -m pytest"}
+    for words in ("install -q .", 'install -q -e ".[test]"', "python -m pytest"):
+        assert words in ci
+
+
+def test_the_example_study_is_a_study(tmp_path: Path) -> None:
+    (example,) = blocks("toml")
+    (tmp_path / "example.toml").write_text(example)
+    config = load_study_file(tmp_path / "example.toml")
+    assert set(config.space.varied) == {"blocks", "lr", "augment", "activation", "weight_decay"}
+    uncommented = example.replace("# block_widths", "block_widths")
+    (tmp_path / "example.toml").write_text(uncommented)
+    assert "block_widths" in load_study_file(tmp_path / "example.toml").space.varied
+
+
+def test_files_that_the_readme_names_are_there() -> None:
+    names = re.findall(r"\]\(([^)h][^)]*)\)|!\[[^]]*\]\(([^)]*)\)", README)
+    for name in {first or second for first, second in names}:
+        assert (ROOT / name).exists(), name
+    for folder in ("data", "model", "search", "studies", "benchmarks", "tests"):
+        assert f"    {folder}/" in README
+        assert (ROOT / folder).is_dir()
