@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from model.config import ConfigError, NetworkConfig
 from model.network import BlockNetwork, build_network
@@ -45,7 +45,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     partial = folder / f".{WEIGHTS}.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
+    partial.write_bytes(save(weights, metadata={"format": "pt"}))  # save_file would make it readable to its owner only
     partial.replace(folder / WEIGHTS)
     config = {
         "format": FORMAT,

@@ -3,13 +3,15 @@
 torch and everything that needs it is imported inside the commands, so that `--help` and `status` are quick.
 """
 
+import enum
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,7 +23,6 @@ OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Search for the best block network, and an honest number for it.",
@@ -39,7 +40,16 @@ DataDir = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the study.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Format = Annotated[Literal["table", "json"], typer.Option("--format", help="How to print it.")]
+
+
+class Form(enum.StrEnum):
+    """How a command prints what it found."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Format = Annotated[Form, typer.Option("--format", help="How to print it.")]
 
 
 @app.callback()
@@ -114,7 +124,7 @@ def run_command(
 
 
 @app.command()
-def status(name: Name = None, storage: Storage = None, form: Format = "table") -> None:
+def status(name: Name = None, storage: Storage = None, form: Format = Form.TABLE) -> None:
     """Show how a study stands; it may be running."""
     from search import study as studies
     from search.storage import opened, shown, storage_url
@@ -128,7 +138,7 @@ def status(name: Name = None, storage: Storage = None, form: Format = "table") -
         record = studies.record_of(found)
         assert record is not None
         summary, running = summarise(found, record, shown(url)), running_trials(found)
-    if form == "json":
+    if form is Form.JSON:
         typer.echo(json.dumps({**summary, "running_trials": running}, indent=2))
         return
     console = _console()
@@ -144,7 +154,7 @@ def doctor(
     data_dir: DataDir = None,
     storage: Storage = None,
     out: Annotated[Path, typer.Option(help="Folder for outputs.")] = Path("studies"),
-    form: Format = "table",
+    form: Format = Form.TABLE,
 ) -> None:
     """Check Python, torch, device, data, storage and disk, and say how to mend what is wrong."""
     from data.source import data_folder
@@ -152,7 +162,7 @@ def doctor(
     from search.storage import storage_url
 
     findings = examine(device, data_folder(data_dir), storage_url(storage), out)
-    if form == "json":
+    if form is Form.JSON:
         typer.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
         console = _console()
@@ -208,20 +218,20 @@ def _interrupt(*_: object) -> None:
 
 def _this_command() -> str:
     """The command as it can be typed again; a password in it is left to the one who types."""
-    from sqlalchemy.exc import ArgumentError
+    return shlex.join(["python", "-m", "search", *map(_without_password, sys.argv[1:])])
 
+
+def _without_password(word: str) -> str:
+    from search.errors import UserError
     from search.storage import shown, storage_url
 
-    words = ["python -m search"]
-    for word in sys.argv[1:]:
-        flag, equals, value = word.rpartition("=") if word.startswith("--storage=") else ("", "", word)
-        if "://" in value:
-            try:
-                value = shown(storage_url(value))
-            except (ArgumentError, Exception):  # noqa: BLE001  (never print what could not be read)
-                value = "URL"
-        words.append(f"{flag}{equals}{value}")
-    return " ".join(words)
+    flag, equals, value = word.partition("=") if word.startswith("--storage=") else ("", "", word)
+    if "://" not in value:
+        return word
+    try:
+        return f"{flag}{equals}{shown(storage_url(value))}"
+    except UserError:
+        return f"{flag}{equals}URL"
 
 
 def _quiet_libraries(debug: bool) -> None:
@@ -240,6 +250,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:  # allowed anywhere in the line
         sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     sys.exit(_status_of(lambda: app(standalone_mode=False), debug))
 
 

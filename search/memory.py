@@ -1,9 +1,20 @@
-"""Peak memory of one trial: the device's allocator on a GPU, the process's resident set on the CPU."""
+"""Memory of one trial: whether it ran out, and its peak.
+
+The peak is that of the device's allocator on a GPU, of the process's resident set on the CPU.
+"""
 
 import resource
 from pathlib import Path
 
 import torch
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the GPU's or the host's memory did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # torch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def reset_peak_memory(device: torch.device) -> None:

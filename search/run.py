@@ -141,8 +141,8 @@ def _resumed(stored: StudyRecord, options: RunOptions, show: Show) -> StudyRecor
         base, source_name = stored.config, "this command"
     else:
         _, base = find_study(options.study)
-        if options.trials is None:
-            base = base.model_copy(update={"trials": max(base.trials, stored.config.trials)})
+        kept = {"trials": max(base.trials, stored.config.trials), "seed": stored.config.seed}
+        base = base.model_copy(update=kept)
         source_name = options.study
     config = _overridden(base, options)
     studies.refuse_other_space(stored, config, source_name)

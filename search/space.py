@@ -49,6 +49,11 @@ class Range(BaseModel):
             raise ValueError(f"the range is empty: low = {self.low} is above high = {self.high}")
         if self.step is not None and self.step <= 0:
             raise ValueError(f"step must be above 0, got {self.step}")
+        if self.step is not None:
+            steps = (self.high - self.low) / self.step
+            if not math.isclose(steps, round(steps), abs_tol=1e-6):
+                reached = self.low + math.floor(steps) * self.step
+                raise ValueError(f"steps of {self.step} from low = {self.low} end at {reached:g}, not {self.high}")
         if self.log and self.step is not None:
             raise ValueError("a range has either a step or log = true")
         if self.log and self.low <= 0:

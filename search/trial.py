@@ -15,9 +15,10 @@ from model.cost import count_cost
 from model.device import describe_device
 from model.fit import NonFiniteLossError, fit
 from model.network import build_network
+from search.errors import first_line
 from search.events import EpochFinished, Outcome, Show, TrialStarted
 from search.ledger import CAUSE, slot
-from search.memory import peak_memory, reset_peak_memory
+from search.memory import is_out_of_memory, peak_memory, reset_peak_memory
 from search.settings import trial_config
 from search.space import sample
 from search.study import trial_seed
@@ -56,15 +57,13 @@ def run_trial(
             # A result, not a fault: this configuration diverges, and would again.
             trial.set_user_attr(CAUSE, f"non-finite loss: {error}")
             result = TrialResult(TrialState.PRUNED, "pruned", None, 0, "non-finite loss")
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            trial.set_user_attr(CAUSE, f"out of memory: {error}")
-            result = TrialResult(TrialState.FAIL, "failed", None, 0, "out of memory")
         except StopTrial:
             raise
         except Exception as error:  # noqa: BLE001  (whatever a network does must not take the worker down)
-            trial.set_user_attr(CAUSE, f"error: {type(error).__name__}: {error}")
+            cause = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
+            trial.set_user_attr(CAUSE, cause)
             trial.set_user_attr("traceback", traceback.format_exc())
-            result = TrialResult(TrialState.FAIL, "failed", None, 0, f"{type(error).__name__}: {error}")
+            result = TrialResult(TrialState.FAIL, "failed", None, 0, cause)
     trial.set_user_attr("seconds", round(time.perf_counter() - start, 3))
     value = result.accuracy if result.state == TrialState.COMPLETE else None
     trial.study.tell(trial, value, result.state)

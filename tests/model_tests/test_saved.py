@@ -28,6 +28,11 @@ def test_a_saved_model_comes_back(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "metrics.json", "model.safetensors"]
 
 
+def test_every_file_is_as_readable_as_any_new_file(folder: Path) -> None:
+    (folder / "any").touch()
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"holds no saved model: model.safetensors is missing"):

@@ -131,3 +131,28 @@ def test_a_traceback_only_with_debug(search: Command, home: Path) -> None:
 
     with pytest.raises(UserError, match="unknown study"):
         search("run", "--study", "cifar11", "--debug")
+
+
+def test_no_words_at_all_show_the_help(search: Command, home: Path) -> None:
+    ended = search()
+    assert ended.status == 0
+    for command in ("run", "status", "doctor", "data"):
+        assert command in ended.out
+
+
+@pytest.mark.parametrize("form", ["--storage={}", "{}"])
+def test_the_command_to_go_on_with_holds_no_password(
+    search: Command, home: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.run.run", interrupted)
+    url = form.format("postgresql://u:secretword@h/d?password=secretword")
+    words = ("run", url) if form.startswith("--") else ("run", "--storage", url)
+    ended = search(*words, "--name", "two words")
+    assert ended.status == 130
+    assert "To go on: python -m search run" in ended.complaint
+    assert "postgresql+psycopg://u:***@h/d" in ended.complaint
+    assert "'two words'" in ended.complaint
+    assert "secretword" not in ended.complaint

@@ -134,6 +134,13 @@ def test_quick_tries_shorten_everything(search: Command, tiny: Path, home: Path)
     assert study.user_attrs["definition"]["seed"] == 5
 
 
+def test_a_study_keeps_its_seed(search: Command, tiny: Path) -> None:
+    search("run", "--study", tiny, *DIGITS, "--trials", 1, "--no-finale", "--seed", 5)
+    search("run", "--study", tiny, *DIGITS, "--trials", 2, "--no-finale")
+    study = optuna.load_study(study_name="tiny", storage="sqlite:///studies/search.db")
+    assert study.user_attrs["definition"]["seed"] == 5
+
+
 def test_timeout_ends_the_search_and_the_finale_follows(search: Command, tiny: Path, home: Path) -> None:
     ended = search("run", "--study", tiny, *DIGITS, "--trials", 100_000, "--timeout", 3)
     assert ended.status == 0, ended.err

@@ -109,6 +109,8 @@ def test_any_sampled_configuration_gives_finite_logits(seed: int) -> None:
         ({"lr": {"low": 0, "high": 1, "log": True}}, "lr", "log = true needs low above 0"),
         ({"lr": {"low": 0.1, "high": 1, "log": True, "step": 0.1}}, "lr", "either a step or log"),
         ({"width": {"low": 8, "high": 32, "step": 0}}, "width", "step must be above 0"),
+        ({"width": {"low": 8, "high": 30, "step": 8}}, "width", "steps of 8 from low = 8 end at 24, not 30"),
+        ({"augment": {"low": 0, "high": 0.5, "step": 0.2}}, "augment", "end at 0.4, not 0.5"),
         ({"blocks": {"low": 1.5, "high": 3}}, "blocks.low", "must be a whole number"),
         ({"blocks": {"low": 0, "high": 3}}, "blocks.low", "greater than or equal to 1"),
         ({"blocks": {"low": 1}}, "blocks.high", "required"),

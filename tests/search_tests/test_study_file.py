@@ -1,10 +1,16 @@
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search.errors import UserError
-from search.study_file import StudyConfig, find_study, load_study_file, shipped_names
+from search.settings import TrialSettings, trial_config
+from search.space import sample
+from search.study_file import StudyConfig, find_study, load_study_file, parse_study, shipped_names
 
 GOOD = """
 [trial]
@@ -80,6 +86,35 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_study_file(tmp_path / "latin.toml")
     with pytest.raises(UserError, match=r"unknown study 'cifar11'; give a .toml file or one of: cifar10, cpu, seed"):
         find_study("cifar11")
+
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-10, 10**20), st.floats(), st.text(max_size=5), st.dates(), st.just("relu")
+)
+names = st.sampled_from([*TrialSettings.model_fields, "low", "high", "step", "log", "epochs", "kind", "x"])
+tables = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([*StudyConfig.model_fields, "x"]), tables, max_size=4),
+    st.dictionaries(
+        names, st.dictionaries(st.sampled_from(["low", "high", "step", "log"]), scalars) | tables, max_size=3
+    ),
+)
+def test_whatever_a_file_holds_it_is_a_study_or_one_line(others: dict[str, Any], space: dict[str, Any]) -> None:
+    base = {"trial": {"epochs": 1}, "retrain": {"epochs": 1}, "space": space}
+    for table in (base, {**base, **others}):
+        try:
+            config = parse_study(table, "file.toml")
+        except UserError as refusal:
+            complaint = str(refusal)
+        else:
+            trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+            trial_config(sample(config.space, trial), 1, 0, 10)
+            complaint = "file.toml: "
+        assert complaint.startswith("file.toml: ")
+        assert len(complaint.splitlines()) == 1
 
 
 def test_a_definition_is_frozen() -> None:

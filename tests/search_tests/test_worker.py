@@ -141,7 +141,16 @@ def test_divergence_is_a_result_with_its_cause(
     assert study.trials[1].user_attrs[CAUSE].startswith("non-finite loss")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def allocator_error() -> Exception:
+    """What torch really raises where the host's memory does not suffice."""
+    try:
+        torch.empty(1 << 58)
+    except RuntimeError as error:
+        return error
+    raise AssertionError("this machine has an exabyte of memory")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), allocator_error()])
 def test_out_of_memory_is_a_failed_attempt_never_a_score(
     config: StudyConfig, split: Split, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
