@@ -92,10 +92,10 @@ def retrain(
     fit_config: FitConfig = chosen.config.fit
     show(RetrainStarted(winner.number, fit_config.epochs, len(whole.fit_labels)))
     network = build_network(chosen.config.network, fit_config.seed, device)
-    curve = []
+    curve = []  # without validation: those images are trained on here
     try:
         for result in fit(network, whole, fit_config):
-            curve.append(asdict(result))
+            curve.append({key: value for key, value in asdict(result).items() if "validation" not in key})
             show(RetrainEpoch(result, fit_config.epochs))
     except NonFiniteLossError as error:
         raise RunError(f"the retrain diverged: {error}") from error
