@@ -35,13 +35,13 @@ class SamplerConfig(_Table):
 class PrunerConfig(_Table):
     """``[pruner]``: which trials are stopped early."""
 
-    kind: Literal["none", "median", "percentile"] = "median"
-    percentile: float = Field(default=50.0, gt=0, lt=100)
+    kind: Literal["none", "median", "percentile"] = "percentile"
+    percentile: float = Field(default=90.0, gt=0, lt=100)
     """Kind ``percentile``: a trial goes on while it is among so many per cent of the best at its epoch."""
     startup_trials: int = Field(default=5, ge=0)
     """Trials that must have finished before any is stopped."""
-    warmup_epochs: int = Field(default=1, ge=0)
-    """Epochs that every trial may train."""
+    warmup_epochs: int = Field(default=2, ge=0)
+    """Epochs that every trial may train: the first stop comes after this one."""
 
 
 class RetrainConfig(_Table):
