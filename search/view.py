@@ -47,7 +47,12 @@ def view(console: Console) -> Iterator[Show]:
             eta.note(event)
             screen.note(event)
             if isinstance(event, TrialFinished | Note | RetrainStarted):
-                live.console.print(log_line(event, eta), markup=False, highlight=False, soft_wrap=True)
+                # The picture below holds what a finished trial's log line says of the whole study.
+                if isinstance(event, TrialFinished):
+                    line = f"trial {event.number}: {_outcome_text(event)}"
+                else:
+                    line = log_line(event, eta)
+                live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         yield draw
 
@@ -177,15 +182,18 @@ def _epoch_text(event: EpochFinished) -> str:
     )
 
 
-def _finished_text(event: TrialFinished, eta: Eta) -> str:
-    if event.outcome in ("failed", "handed back") or event.accuracy is None:
+def _outcome_text(event: TrialFinished) -> str:
+    if event.accuracy is None:
         what = f"{event.outcome} ({event.cause})"
     else:
         what = f"{event.outcome} at {percent(event.accuracy)} after {event.epochs} epochs"
-    count = event.budget
-    done = f"{count.done}/{count.requested} done"
+    return f"{what}, {duration(event.seconds)}"
+
+
+def _finished_text(event: TrialFinished, eta: Eta) -> str:
+    done = f"{event.budget.done}/{event.budget.requested} done"
     best = f"best {best_text(event.best)}" if event.best else ""
-    return "; ".join(part for part in (f"{what}, {duration(event.seconds)}", done, best, eta.text()) if part)
+    return "; ".join(part for part in (_outcome_text(event), done, best, eta.text()) if part)
 
 
 def _retrain_text(event: RetrainEpoch) -> str:
