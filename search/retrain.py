@@ -4,6 +4,7 @@ This is the only module of a search that reads the test images.
 """
 
 import datetime
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,10 +132,8 @@ def retrain(
 
 def _plain(chosen: Plan) -> dict[str, Any]:
     """A plan as JSON gives it back (tuples are lists there)."""
-    config = asdict(chosen)
-    network = config["config"]["network"]
-    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in network.items()}
-    return {**config, "config": {**config["config"], "network": lists}}
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(chosen)))
+    return plain
 
 
 def _read_entry(trial: int, seed: int) -> dict[str, Any]:

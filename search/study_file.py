@@ -100,23 +100,18 @@ def parse_study(table: Mapping[str, Any], source: str) -> StudyConfig:
     try:
         space = parse_space(space_table)
         config = StudyConfig.model_validate(values | {"space": space})
-        for values in config.start:
-            _checked(check_start, "start", space, values)
-        return config
     except SpaceError as error:
-        key = error.key if error.key.startswith("start.") else f"space.{error.key}"
-        raise UserError(f"{source}: {key}: {error}") from error
+        raise UserError(f"{source}: space.{error.key}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         parts = [str(part) for part in first["loc"]]
         raise UserError(f"{source}: {'.'.join(parts)}: {_explain(first, parts)}") from error
-
-
-def _checked(check: Any, prefix: str, *arguments: Any) -> None:
-    try:
-        check(*arguments)
-    except SpaceError as error:
-        raise SpaceError(f"{prefix}.{error.key}", str(error)) from error
+    for start in config.start:
+        try:
+            check_start(space, start)
+        except SpaceError as error:
+            raise UserError(f"{source}: start.{error.key}: {error}") from error
+    return config
 
 
 def _explain(error: Any, parts: list[str]) -> str:
