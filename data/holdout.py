@@ -8,7 +8,8 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from data import cifar10, digits, folder
-from data.source import cache_folder, check_name, folder_of
+from data.folders import cache_folder
+from data.source import check_name, folder_of
 
 
 @dataclass(frozen=True)

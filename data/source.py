@@ -1,10 +1,10 @@
 """Which data set a study uses, and its training images."""
 
-import os
 from pathlib import Path
 
 from data import cifar10, digits, folder
 from data.errors import DataError
+from data.folders import cache_folder
 from data.images import LabelledImages
 
 CHOICES = "auto, cifar10, digits or folder:DIR"
@@ -14,20 +14,6 @@ WAYS_OUT = (
     "point --data-dir or $SEARCH_DATA_DIR at a folder that holds cifar-10-batches-py/, "
     "or take --dataset digits, which needs no network"
 )
-
-
-def data_folder(given: Path | None) -> Path:
-    """``--data-dir``, else ``$SEARCH_DATA_DIR``, else a folder in the user's cache."""
-    if given is not None:
-        return given.expanduser()
-    if from_environment := os.environ.get("SEARCH_DATA_DIR"):
-        return Path(from_environment).expanduser()
-    return cache_folder() / "data"
-
-
-def cache_folder() -> Path:
-    """Where this project keeps what it can make again (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "block-search"
 
 
 def folder_of(dataset: str) -> Path:

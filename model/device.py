@@ -11,24 +11,37 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` stands for on this machine.
+    """The first of `resolve_devices`."""
+    return resolve_devices(name)[0]
+
+
+def resolve_devices(name: str) -> list[torch.device]:
+    """The devices that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``cuda:N,M`` stands for on this machine.
+
+    ``auto`` and ``cuda`` are all GPUs that this process sees; ``auto`` is the CPU where there is none.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: one is not there.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()):
-        raise ConfigError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
-    index = int(number or 0)
-    if index >= count:
-        there = f"only cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
-        raise ConfigError(f"{name} is not there: this machine has {there}; use --device cpu or auto")
-    return torch.device("cuda", index)
+    if name == "cpu" or (name == "auto" and not count):
+        return [torch.device("cpu")]
+    kind, colon, numbers = name.partition(":")
+    wanted = numbers.split(",") if colon else [str(index) for index in range(max(1, count))]
+    if (kind != "cuda" and name != "auto") or not all(number.isdecimal() for number in wanted):
+        raise ConfigError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or cuda:N,M")
+    for index in map(int, wanted):
+        if index >= count:
+            there = f"only cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
+            raise ConfigError(f"{name} is not there: this machine has {there}; use --device cpu or auto")
+    return [torch.device("cuda", int(number)) for number in dict.fromkeys(wanted)]
+
+
+def device_key(device: torch.device) -> str | None:
+    """What names a GPU wherever it is seen from, also in another container; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def bf16_pays(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,39 @@ class NonFiniteLossError(ArithmeticError):
     """The training diverged: the loss is infinite or not a number."""
 
 
-def fit(network: nn.Module, split: Split, config: FitConfig) -> Iterator[EpochResult]:
+@dataclass
+class FitState:
+    """All that a training changes besides its network; `fit` keeps it up to date.
+
+    Attributes:
+        optimizer: of the network's parameters, with its momentum.
+        generator: of the order of images and of augmentation; on the network's device.
+        epoch: epochs done so far; 0 before the first.
+    """
+
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    epoch: int = 0
+
+
+def start_state(network: nn.Module, config: FitConfig, device: torch.device) -> FitState:
+    """The state before the first epoch of a network that lies on the device."""
+    return FitState(build_optimizer(network, config), torch.Generator(device).manual_seed(config.seed))
+
+
+def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState | None = None) -> Iterator[EpochResult]:
     """Train a network on a split's fit images and yield after every epoch.
 
     The network lies on the split's device and is trained in place; between epochs the caller may look at it,
     save it, or stop. Same seed, device and software give the same numbers.
+
+    Args:
+        network: on the split's device.
+        split: images and labels.
+        config: of the whole training, also where it goes on from a state.
+        state: this network's, from `start_state` or as `model.checkpoint.load_checkpoint` restored it. The training
+            goes on behind its last epoch as if it had never stopped, and gives nothing where no epoch is left. It
+            is up to date whenever `fit` has yielded; after an error it fits the network no more. None starts anew.
 
     Raises:
         NonFiniteLossError: the loss of an epoch was not finite.
@@ -33,13 +62,14 @@ def fit(network: nn.Module, split: Split, config: FitConfig) -> Iterator[EpochRe
     images, labels = split.fit_images, split.fit_labels
     device = images.device
     dtype = autocast_dtype(config.precision, device)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    optimizer = build_optimizer(network, config)
+    if state is None:
+        state = start_state(network, config, device)
+    optimizer, generator = state.optimizer, state.generator
     batch_size = min(config.batch_size, len(labels))
     epoch_steps = steps_per_epoch(len(labels), batch_size)
     steps = config.epochs * epoch_steps
-    step = 0
-    for epoch in range(1, config.epochs + 1):
+    step = state.epoch * epoch_steps
+    for epoch in range(state.epoch + 1, config.epochs + 1):
         start = time.perf_counter()
         network.train()
         # Sums stay on the device; reading them every step would make the device wait for the host.
@@ -61,6 +91,7 @@ def fit(network: nn.Module, split: Split, config: FitConfig) -> Iterator[EpochRe
         if not math.isfinite(train_loss):
             raise NonFiniteLossError(f"loss is {train_loss} in epoch {epoch} at learning rate {config.lr:g}")
         validation = evaluate(network, split.validation_images, split.validation_labels, config.precision)
+        state.epoch = epoch
         yield EpochResult(
             epoch=epoch,
             train_loss=train_loss,

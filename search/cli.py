@@ -3,13 +3,15 @@
 torch and everything that needs it is imported inside the commands, so that `--help` and `status` are quick.
 """
 
+import contextlib
 import enum
 import json
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +41,7 @@ DataDir = Annotated[
     typer.Option(help="Folder that holds cifar-10-batches-py/. Default: $SEARCH_DATA_DIR, else a cache folder."),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the study.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or cuda:N,M.")]
 
 
 class Form(enum.StrEnum):
@@ -86,34 +88,44 @@ def run_command(
     max_retrain_epochs: Annotated[
         int | None, typer.Option(min=1, help="At most so many epochs in the retrain.")
     ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(
+            help="Processes that train on this machine: auto (one for each GPU, or one on the CPU) or a number. "
+            "0: only watch, and do the finale; others work."
+        ),
+    ] = "auto",
+    workers_per_gpu: Annotated[int, typer.Option(min=1, help="Workers that share a GPU, with --workers auto.")] = 1,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve optuna-dashboard meanwhile.")] = False,
 ) -> None:
     """Create or resume a study, work its budget off, retrain the winner and test it once."""
     from search.run import RunOptions, run
-    from search.storage import storage_url
     from search.view import summary_table, view
 
     signal.signal(signal.SIGTERM, _interrupt)
     console = _console()
-    with view(console) as show:
-        end = run(
-            RunOptions(
-                storage=storage_url(storage),
-                study=study,
-                name=name,
-                trials=trials,
-                seed=seed,
-                data_dir=data_dir,
-                dataset=dataset,
-                device=device,
-                out=out,
-                timeout=timeout,
-                finale=not no_finale,
-                max_epochs=max_epochs,
-                train_images=train_images,
-                max_retrain_epochs=max_retrain_epochs,
-            ),
-            show,
+    with _database(storage) as url:
+        options = RunOptions(
+            storage=url,
+            study=study,
+            name=name,
+            trials=trials,
+            seed=seed,
+            data_dir=data_dir,
+            dataset=dataset,
+            device=device,
+            out=out,
+            timeout=timeout,
+            finale=not no_finale,
+            max_epochs=max_epochs,
+            train_images=train_images,
+            max_retrain_epochs=max_retrain_epochs,
+            workers=_worker_count(workers),
+            workers_per_gpu=workers_per_gpu,
+            dashboard=dashboard,
         )
+        with view(console) as show:
+            end = run(options, show)
     console.print()
     console.print(summary_table(end.summary))
     for label, path in (("summary", end.out / "summary.json"), ("model", end.out / "best")):
@@ -123,29 +135,115 @@ def run_command(
         console.print(f"The time was up before the budget was done; to go on: {_this_command()}", markup=False)
 
 
-@app.command()
-def status(name: Name = None, storage: Storage = None, form: Format = Form.TABLE) -> None:
-    """Show how a study stands; it may be running."""
-    from search import study as studies
-    from search.storage import opened, shown, storage_url
-    from search.summary import running_trials, summarise
-    from search.view import percent, summary_table
+@app.command("worker")
+def worker_command(
+    name: Annotated[str, typer.Option(help="Name of the study.")],
+    storage: Storage = None,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="folder:DIR where the study's folder of images lies elsewhere on this machine.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The study's outputs, for checkpoints. Default: studies/NAME.")
+    ] = None,
+    max_trials: Annotated[int | None, typer.Option(min=1, help="Leave after so many configurations.")] = None,
+) -> None:
+    """Join a study as a worker, from any machine that reaches its storage and has its images."""
+    from data.folders import data_folder
+    from search.stop import Stop, StoppedError
+    from search.view import view
+    from search.worker import WorkerOptions, work
 
-    url = storage_url(storage)
-    _refuse_absent(url)
-    with opened(url) as database:
-        found = studies.load(database, name)
-        record = studies.record_of(found)
-        assert record is not None
-        summary, running = summarise(found, record, shown(url)), running_trials(found)
-    if form is Form.JSON:
-        typer.echo(json.dumps({**summary, "running_trials": running}, indent=2))
-        return
-    console = _console()
-    console.print(summary_table(summary))
-    for trial in running:
-        reached = f"epoch {trial['epoch']}, {percent(trial['accuracy'])}" if trial["epoch"] else "first epoch"
-        console.print(f"running: trial {trial['trial']}, {reached}")
+    stop = Stop()
+    stop.install()
+    number = os.environ.get("SEARCH_WORKER_NUMBER")
+    with _database(storage) as url:
+        _refuse_absent(url)
+        options = WorkerOptions(
+            storage=url,
+            name=name,
+            device=device,
+            data_dir=data_folder(data_dir),
+            out=out or Path("studies") / name,
+            dataset=dataset,
+            max_trials=max_trials,
+            number=int(number) if number else None,
+            launcher=os.environ.get("SEARCH_WORKER_LAUNCHER"),
+        )
+        try:
+            with view(_console()) as show:
+                done = work(options, show, stop)
+        except StoppedError as error:
+            raise KeyboardInterrupt from error
+    typer.echo(f"{done} configurations done by this worker")
+
+
+@app.command()
+def status(
+    name: Name = None,
+    storage: Storage = None,
+    form: Format = Form.TABLE,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until interrupted or the budget is done.")] = False,
+) -> None:
+    """Show how a study stands and who works at it; it may be running."""
+    from rich.live import Live
+
+    from search import ledger as ledgers
+    from search import study as studies
+    from search.storage import opened, shown
+    from search.summary import running_trials, summarise, workers_at
+    from search.view import status_view
+
+    with _database(storage) as url:
+        _refuse_absent(url)
+        with opened(url) as database:
+            found = studies.load(database, name)
+            record = studies.record_of(found)
+            assert record is not None
+            ledger, study = ledgers.open_ledger(database, record.name, record.config.workers)
+
+            def look() -> dict[str, Any]:
+                running = {"running_trials": running_trials(study), "workers": workers_at(ledger)}
+                return {**summarise(study, record, ledger, shown(url)), **running}
+
+            if form is Form.JSON:
+                typer.echo(json.dumps(look(), indent=2))
+                while watch and ledgers.is_open(ledger):
+                    time.sleep(STATUS_SECONDS)
+                    typer.echo(json.dumps(look(), indent=2))
+                return
+            console = _console()
+            if not watch:
+                console.print(status_view(look()))
+                return
+            with Live(status_view(look()), console=console, auto_refresh=False) as live:
+                while ledgers.is_open(ledger):
+                    time.sleep(STATUS_SECONDS)
+                    live.update(status_view(look()), refresh=True)
+
+
+STATUS_SECONDS = 2.0
+
+
+@app.command()
+def dashboard(
+    storage: Storage = None,
+    out: Annotated[Path, typer.Option(help="Folder of the studies' outputs, for their artifacts.")] = Path("studies"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; anyone who reaches it can change studies.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any free one.")] = 8080,
+) -> None:
+    """Serve optuna-dashboard on a storage, with the studies' notes, pictures and graphs."""
+    from search.dashboard import serve
+    from search.storage import opened
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _database(storage) as url:
+        _refuse_absent(url)
+        with opened(url) as database:
+            serve(database, out, host, port, ready=lambda address: typer.echo(f"dashboard: {address}"))
 
 
 @app.command()
@@ -157,7 +255,7 @@ def doctor(
     form: Format = Form.TABLE,
 ) -> None:
     """Check Python, torch, device, data, storage and disk, and say how to mend what is wrong."""
-    from data.source import data_folder
+    from data.folders import data_folder
     from search.doctor import examine
     from search.storage import storage_url
 
@@ -183,19 +281,52 @@ def data_command(
     import torch
 
     from data import source
+    from data.folders import data_folder
     from data.split import load_split
     from search.errors import UserError
-    from search.run import DIVISION_SEED
+    from search.study import DIVISION_SEED
 
     if dataset == "auto":
         raise UserError("name the data set: cifar10, digits or folder:DIR")
-    folder = source.data_folder(data_dir)
+    folder = data_folder(data_dir)
     source.prepare(dataset, folder, repair=True)
     split = load_split(dataset, folder, DIVISION_SEED, torch.device("cpu"))
     typer.echo(
         f"{dataset}: {len(split.fit_labels):,} fit and {len(split.validation_labels):,} validation images, "
         f"{len(split.classes)} classes, fingerprint {split.fingerprint[:12]}"
     )
+
+
+@contextlib.contextmanager
+def _database(given: str | None) -> Iterator[Any]:
+    """The storage's URL; for ``postgres`` that of a PostgreSQL of our own, running for as long as it is needed."""
+    from search.storage import shown, storage_url
+
+    if (given or os.environ.get("SEARCH_STORAGE")) != "postgres":
+        yield storage_url(given)
+        return
+    from search.local_postgres import local_postgres
+
+    with local_postgres() as server:
+        typer.echo(
+            f"storage: {shown(server.url)} for other workers, with "
+            f"SEARCH_STORAGE_PASSWORD_FILE={server.password_file.resolve()}",
+            err=True,
+        )
+        yield server.url.set(password=server.password)
+
+
+def _worker_count(text: str) -> int | None:
+    from search.errors import UserError
+
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) > MOST_WORKERS:
+        raise UserError(f"--workers takes auto or a number from 0 to {MOST_WORKERS}, not {text!r}")
+    return int(text)
+
+
+MOST_WORKERS = 1024
 
 
 def _refuse_absent(url: Any) -> None:

@@ -1,7 +1,9 @@
 """What a study needs to be repeated: versions, commit and machine."""
 
+import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -18,11 +20,23 @@ def environment() -> dict[str, str]:
     }
 
 
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """What decides numbers and differs between two `environment`; empty where nothing does."""
+    both = {name: (there.get(name, "unknown"), here.get(name, "unknown")) for name in (*VERSIONED, "commit")}
+    return ", ".join(
+        f"{name} {one} (here {other})"
+        for name, (one, other) in both.items()
+        if one != other and "unknown" not in (one, other)
+    )
+
+
 def commit() -> str:
-    """The checkout's commit, marked ``+`` where files differ from it; ``unknown`` outside a checkout."""
+    """The checkout's commit, marked ``+`` where files differ from it; outside a checkout ``$SEARCH_COMMIT``, which an
+    image is built with, else ``unknown``.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return "unknown"
+        return os.environ.get("SEARCH_COMMIT") or "unknown"
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD").strip()
         return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no").strip() else "")

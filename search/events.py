@@ -7,7 +7,7 @@ from typing import Any, Literal
 from model.result import EpochResult
 from search.ledger import Budget
 
-Outcome = Literal["complete", "pruned", "failed", "handed back"]
+Outcome = Literal["complete", "pruned", "infeasible", "failed", "handed back"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,22 @@ class Best:
 
 
 @dataclass(frozen=True)
-class SearchStarted:
-    """The search begins or goes on."""
+class WorkerAt:
+    """A worker that lives, and the trial that it is at."""
+
+    name: str
+    device: str
+    state: str
+    trial: int | None
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """How the whole search stands, whoever works at it."""
 
     budget: Budget
     best: Best | None
+    workers: tuple[WorkerAt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,13 +53,15 @@ class EpochFinished:
     """A trial trained one epoch."""
 
     number: int
-    result: EpochResult
+    epoch: int
     epochs: int
+    accuracy: float
+    images_per_second: float | None
 
 
 @dataclass(frozen=True)
 class TrialFinished:
-    """A trial ended, one way or another."""
+    """An attempt at a trial ended, one way or another."""
 
     number: int
     outcome: Outcome
@@ -56,8 +69,6 @@ class TrialFinished:
     epochs: int
     seconds: float
     cause: str | None
-    budget: Budget
-    best: Best | None
 
 
 @dataclass(frozen=True)
@@ -84,5 +95,5 @@ class Note:
     text: str
 
 
-Event = SearchStarted | TrialStarted | EpochFinished | TrialFinished | RetrainStarted | RetrainEpoch | Note
+Event = SearchProgress | TrialStarted | EpochFinished | TrialFinished | RetrainStarted | RetrainEpoch | Note
 Show = Callable[[Event], None]

@@ -1,33 +1,84 @@
-"""The exact budget: how many configurations are done, and what becomes of a trial that was cut off.
+"""The exact budget: a slot for every configuration, leased to one worker at a time.
 
-A configuration is done when its trial is COMPLETE or PRUNED. A trial that was cut off (its process killed,
-interrupted or out of time) is put back into the queue with its parameters and its seed, then marked FAIL: the
-queue comes first, so that a crash between the two loses nothing, and the retry names the trial it stands for, so
-that the next start does not queue it twice.
+A slot is done when one of its attempts, each an Optuna trial of its own, ended COMPLETE or PRUNED. What makes that
+exact, whatever dies whenever:
+
+- A lease is taken in one statement and lives by heartbeats (`search.workers`).
+- An attempt's trial is created with its slot in the same transaction, so that no trial is ever nobody's.
+- Before a slot's next attempt begins, every earlier one is marked FAIL. Optuna refuses to write to a finished trial,
+  under a row lock: that fences off a worker which lost its lease and does not know it yet.
+- A result is written to Optuna's tables first and then to the slot. A worker that dies in between leaves a slot
+  whose trial has ended; the next one to lease it finds that and marks it done.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+import sqlalchemy as sa
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-SLOT = "slot"
-"""User attribute of a retry: number of the first trial with this configuration."""
+from search.outage import Outage
+from search.storage import PersistentStorage
+from search.study_file import WorkersConfig
+from search.tables import SLOTS, WORKERS, now
 
-RETRY_OF = "retry_of"
-"""User attribute of a retry: number of the attempt that it repeats."""
+T = TypeVar("T")
 
-CAUSE = "cause"
-"""User attribute of a trial that did not end COMPLETE by itself: why."""
+SLOT, ATTEMPT, WORKER, START = "slot", "attempt", "worker", "start"
+"""User attributes of a trial: which configuration of the budget it is, the how-manieth try at it, and whose."""
+
+CAUSE, FAULT = "cause", "fault"
+"""User attributes of a trial that did not end COMPLETE by itself: why, in words, and which `Fault`."""
+
+Fault = Literal["killed", "lost", "preempted", "out of memory", "infeasible", "non-finite loss", "error"]
+
+MOST_DEATHS = 10
+"""So many workers that die one after another in one configuration, none of them an epoch further than the last, are
+no accident: it is given up as infeasible."""
+
+MOST_ERRORS = 2
+"""So many attempts at one configuration that end in an exception: its slot draws another one."""
+
+ERRORS_IN_A_ROW = 5
+"""So many attempts that end in an exception one after another, whatever the configuration, are a bug: all stop."""
+
+
+class LeaseLostError(Exception):
+    """Another worker has this slot now; nothing more of this attempt is written."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The budget of one study in one database."""
+
+    study_id: int
+    storage: BaseStorage
+    engine: sa.Engine
+    outage: Outage
+    times: WorkersConfig
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Configurations asked for and what has become of them."""
+    """Configurations asked for and what has become of them.
+
+    Attributes:
+        requested: the budget.
+        complete, pruned: configurations that are done; infeasible ones are among the pruned.
+        infeasible: configurations that do not fit into memory.
+        failed_attempts: attempts that count for nothing.
+        running: attempts under way.
+        waiting: configurations not begun, or to be tried again.
+    """
 
     requested: int
     complete: int
     pruned: int
+    infeasible: int
     failed_attempts: int
     running: int
     waiting: int
@@ -43,41 +94,369 @@ class Budget:
         return max(0, self.requested - self.done)
 
 
-def budget(study: optuna.Study, requested: int) -> Budget:
-    """Count a study's trials against its budget."""
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+@dataclass(frozen=True)
+class Lease:
+    """The right of one worker to try one configuration."""
+
+    slot: int
+    attempt: int
+    worker: str
+    start: int | None
+    errors: int
+    deaths: int
+    memory_kills: int
+    cause: str | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a configuration: its lease and its trial."""
+
+    lease: Lease
+    trial: optuna.Trial
+    trial_id: int
+
+
+def open_ledger(storage: PersistentStorage, name: str, times: WorkersConfig) -> tuple[Ledger, optuna.Study]:
+    """A study's ledger, and the study itself on the very storage object that the ledger creates its trials in."""
+    cached = get_storage(storage)  # Optuna's cache of finished trials must see each trial's creation
+    study = optuna.load_study(study_name=name, storage=cached)
+    storage.outage.limit, storage.outage.longest_pause = times.max_outage, min(5.0, times.grace / 4)
+    return Ledger(cached.get_study_id_from_name(name), cached, storage.engine, storage.outage, times), study
+
+
+def transaction(ledger: Ledger, work: Callable[[sa.Connection], T]) -> T:
+    """Run ``work`` in one transaction, again where the database was away."""
+
+    def once() -> T:
+        with ledger.engine.begin() as connection:
+            return work(connection)
+
+    return ledger.outage.persist(once)
+
+
+def request(ledger: Ledger, trials: int, starts: int = 0) -> int:
+    """Bring the budget to ``trials`` slots; what is done or under way stays.
+
+    Args:
+        ledger: whose budget.
+        trials: asked for.
+        starts: known good configurations; each one that no slot has yet gets the next untouched slot.
+
+    Returns:
+        the budget now: more than asked for where more is done or under way already.
+    """
+
+    def work(connection: sa.Connection) -> int:
+        if connection.dialect.name == "postgresql":  # one at a time; SQLite's transactions are that by themselves
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ledger.study_id, 1)))
+        mine = SLOTS.c.study_id == ledger.study_id
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(SLOTS.c.slot) + 1, 0)).where(mine)
+        there, following = connection.execute(query).one()
+        if trials > there:
+            rows = [{"study_id": ledger.study_id, "slot": following + i} for i in range(trials - there)]
+            connection.execute(sa.insert(SLOTS), rows)
+        elif trials < there:
+            surplus = (
+                sa.select(SLOTS.c.slot)
+                .where(mine, SLOTS.c.state == "waiting")
+                .order_by(SLOTS.c.slot.desc())
+                .limit(there - trials)
+                .with_for_update(skip_locked=True)
+            )
+            numbers = list(connection.scalars(surplus))
+            connection.execute(sa.delete(SLOTS).where(mine, SLOTS.c.slot.in_(numbers)))
+        used = set(connection.scalars(sa.select(SLOTS.c.start).where(mine, SLOTS.c.start.is_not(None))))
+        fresh = sa.select(SLOTS.c.slot).where(
+            mine, SLOTS.c.state == "waiting", SLOTS.c.attempt == 0, SLOTS.c.start.is_(None)
+        )
+        unused = [start for start in range(starts) if start not in used]
+        untouched = connection.scalars(fresh.order_by(SLOTS.c.slot).limit(len(unused)))
+        for start, slot in zip(unused, list(untouched), strict=False):
+            connection.execute(sa.update(SLOTS).where(mine, SLOTS.c.slot == slot).values(start=start))
+        return int(connection.scalar(sa.select(sa.func.count()).where(mine)) or 0)
+
+    return transaction(ledger, work)
+
+
+def budget(ledger: Ledger) -> Budget:
+    """Count a study's slots and trials."""
+
+    def work(connection: sa.Connection) -> dict[str, int]:
+        query = sa.select(SLOTS.c.state, sa.func.count().label("slots")).where(SLOTS.c.study_id == ledger.study_id)
+        return {row.state: row.slots for row in connection.execute(query.group_by(SLOTS.c.state))}
+
+    slots = transaction(ledger, work)
+    trials = ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)
+    states = [trial.state for trial in trials]
     return Budget(
-        requested=requested,
+        requested=sum(slots.values()),
         complete=states.count(TrialState.COMPLETE),
         pruned=states.count(TrialState.PRUNED),
+        infeasible=sum(trial.user_attrs.get(FAULT) == "infeasible" for trial in trials),
         failed_attempts=states.count(TrialState.FAIL),
         running=states.count(TrialState.RUNNING),
-        waiting=states.count(TrialState.WAITING),
+        waiting=slots.get("waiting", 0),
     )
 
 
-def slot(trial: optuna.Trial | FrozenTrial) -> int:
-    """The number that a configuration keeps over all its attempts; its seed comes from it."""
-    return int(trial.user_attrs.get(SLOT, trial.number))
+def undone(ledger: Ledger) -> tuple[int, int]:
+    """Slots that wait for a worker, and slots that are leased."""
+
+    def work(connection: sa.Connection) -> tuple[int, int]:
+        query = sa.select(SLOTS.c.state, sa.func.count().label("slots")).where(
+            SLOTS.c.study_id == ledger.study_id, SLOTS.c.state.in_(["waiting", "leased"])
+        )
+        counts = {row.state: row.slots for row in connection.execute(query.group_by(SLOTS.c.state))}
+        return counts.get("waiting", 0), counts.get("leased", 0)
+
+    return transaction(ledger, work)
 
 
-def hand_back(study: optuna.Study, trial: FrozenTrial, cause: str) -> None:
-    """Put a RUNNING trial's configuration back into the queue and mark this attempt FAIL."""
-    known = {other.user_attrs.get(RETRY_OF) for other in study.get_trials(deepcopy=False)}
-    if trial.number not in known:
-        kept = {key: value for key, value in trial.user_attrs.items() if key == "start"}
-        study.enqueue_trial(trial.params, user_attrs={**kept, SLOT: slot(trial), RETRY_OF: trial.number})
-    optuna.Trial(study, trial._trial_id).set_user_attr(CAUSE, cause)
-    study.tell(trial.number, state=TrialState.FAIL)
+_LEASED = (
+    SLOTS.c.attempt,
+    SLOTS.c.start,
+    SLOTS.c.errors,
+    SLOTS.c.deaths,
+    SLOTS.c.memory_kills,
+    SLOTS.c.cause,
+)
 
 
-def recover(study: optuna.Study) -> list[int]:
-    """Hand back every RUNNING trial; only for a caller that holds the study alone (`search.storage.exclusive`).
+def is_open(ledger: Ledger) -> bool:
+    """Whether any slot of the budget is still to be done."""
+    return any(undone(ledger))
+
+
+def lease(ledger: Ledger, worker: str) -> Lease | None:
+    """Take the first slot that waits; None where none may be taken now.
+
+    None may be taken while another worker has, or waits to have, this worker's device to itself.
+    """
+
+    def work(connection: sa.Connection) -> Lease | None:
+        me, other = WORKERS.alias("me"), WORKERS.alias("other")
+        device_is_taken = (
+            sa.select(other.c.id)
+            .join(me, me.c.device_key == other.c.device_key)
+            .where(me.c.id == worker, other.c.id != worker, other.c.alone > 0, living(other, ledger.times))
+            .exists()
+        )
+        first = (
+            sa.select(SLOTS.c.slot)
+            .where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == "waiting", ~device_is_taken)
+            .order_by(SLOTS.c.slot)
+            .limit(1)
+            .with_for_update(skip_locked=True, of=SLOTS)
+        )
+        # Not "slot = (select ...)": PostgreSQL may run such a subquery more than once in one statement.
+        slot = connection.scalar(first)
+        if slot is None:
+            return None
+        taken = (
+            sa.update(SLOTS)
+            .where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.slot == slot)
+            .values(
+                state="leased",
+                worker=worker,
+                attempt=SLOTS.c.attempt + 1,
+                expires=now() + ledger.times.lease,
+                suspected=None,
+            )
+            .returning(*_LEASED)
+        )
+        row = connection.execute(taken).one()
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(slot=slot, progress=None))
+        return Lease(slot, worker=worker, **row._mapping)
+
+    return transaction(ledger, work)
+
+
+def living(worker: sa.FromClause, times: WorkersConfig) -> sa.ColumnElement[bool]:
+    """The condition that a worker has not left and was not silent for too long."""
+    return sa.and_(worker.c.left.is_(None), worker.c.heartbeat > now() - times.lost_after)
+
+
+def begin(
+    ledger: Ledger, study: optuna.Study, taken: Lease, starts: tuple[Mapping[str, Any], ...], about: Mapping[str, Any]
+) -> Attempt | None:
+    """Create the trial of an attempt, once every earlier attempt at its slot is over.
+
+    Args:
+        ledger: of the study.
+        study: with the sampler for this slot.
+        taken: the lease.
+        starts: the study's known good configurations.
+        about: user attributes that the trial has from its first moment.
 
     Returns:
-        the numbers of the trials whose process had died.
+        the attempt, or None where the slot turned out to be done.
     """
-    lost = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in lost:
-        hand_back(study, trial, "worker killed")
-    return [trial.number for trial in lost]
+    earlier = end_earlier_attempts(ledger, taken) if taken.attempt > 1 else []
+    if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier):
+        close(ledger, taken)
+        return None
+    if taken.errors >= MOST_ERRORS:
+        fixed: dict[str, Any] = {}
+    else:
+        fixed = dict(starts[taken.start]) if taken.start is not None and taken.start < len(starts) else {}
+        for trial in earlier:
+            fixed |= trial.system_attrs.get("fixed_params", {}) | trial.params
+    known = {SLOT: taken.slot, ATTEMPT: taken.attempt, **about}
+    if taken.start is not None:
+        known[START] = taken.start
+    disturbances = ledger.outage.disturbances
+    template = create_trial(state=TrialState.RUNNING, user_attrs=known, system_attrs={"fixed_params": fixed})
+    trial_id = ledger.storage.create_new_trial(ledger.study_id, template)
+    if ledger.outage.disturbances != disturbances:
+        _end_twins(ledger, taken, trial_id)
+    return Attempt(taken, optuna.Trial(study, trial_id), trial_id)
+
+
+def attempts(ledger: Ledger, slot: int) -> list[FrozenTrial]:
+    """Every attempt at a slot, in their order."""
+    trials = ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)
+    return [trial for trial in trials if trial.user_attrs.get(SLOT) == slot]
+
+
+def end_earlier_attempts(ledger: Ledger, taken: Lease) -> list[FrozenTrial]:
+    """Mark what is left RUNNING of a slot's earlier attempts FAIL; every earlier attempt, as it ended."""
+    for trial in attempts(ledger, taken.slot):
+        if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] < taken.attempt:
+            _fail(ledger, trial, f"worker {trial.user_attrs.get(WORKER)}: {taken.cause or 'died'}", "killed")
+    return [trial for trial in attempts(ledger, taken.slot) if trial.user_attrs[ATTEMPT] < taken.attempt]
+
+
+def _end_twins(ledger: Ledger, taken: Lease, trial_id: int) -> None:
+    """Mark FAIL what the same attempt created a moment ago, when the connection broke before the answer came."""
+    for trial in attempts(ledger, taken.slot):
+        own = trial.user_attrs[ATTEMPT] == taken.attempt and trial._trial_id != trial_id
+        if own and trial.state == TrialState.RUNNING:
+            _fail(ledger, trial, "created twice while the database was away", "lost")
+
+
+def _fail(ledger: Ledger, trial: FrozenTrial, cause: str, fault: Fault) -> None:
+    try:
+        ledger.storage.set_trial_user_attr(trial._trial_id, CAUSE, cause)
+        ledger.storage.set_trial_user_attr(trial._trial_id, FAULT, fault)
+        ledger.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return  # it ended by itself at this very moment
+
+
+def finish(ledger: Ledger, attempt: Attempt, state: TrialState, value: float | None) -> None:
+    """Store a result, COMPLETE with its value or PRUNED, and close the slot.
+
+    Raises:
+        LeaseLostError: another worker has the slot.
+    """
+    _tell(ledger, attempt, state, value)
+    close(ledger, attempt.lease)
+
+
+def _tell(ledger: Ledger, attempt: Attempt, state: TrialState, value: float | None) -> None:
+    try:
+        attempt.trial.study.tell(attempt.trial, value, state)
+    except (UpdateFinishedTrialError, ValueError) as error:
+        # Told before, where the answer was lost with its connection; or somebody else ended this attempt.
+        told = ledger.storage.get_trial(attempt.trial_id).state
+        if told != state:
+            if told == TrialState.RUNNING:
+                raise
+            raise LeaseLostError from error
+
+
+def close(ledger: Ledger, taken: Lease) -> None:
+    """A slot's result is stored: mark it done."""
+
+    def work(connection: sa.Connection) -> None:
+        held = _held(ledger, taken)
+        connection.execute(sa.update(SLOTS).where(held).values(state="done", worker=None, expires=None, suspected=None))
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == taken.worker).values(slot=None, progress=None))
+
+    transaction(ledger, work)
+
+
+def _held(ledger: Ledger, taken: Lease) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        SLOTS.c.study_id == ledger.study_id,
+        SLOTS.c.slot == taken.slot,
+        SLOTS.c.worker == taken.worker,
+        SLOTS.c.attempt == taken.attempt,
+    )
+
+
+def hand_back(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> None:
+    """Mark an attempt FAIL and let its slot wait for the next one.
+
+    Raises:
+        LeaseLostError: another worker has the slot already.
+    """
+    end_attempt(ledger, attempt, cause, fault)
+    release(ledger, attempt.lease, errors=1 if fault == "error" else 0)
+
+
+def give_up(ledger: Ledger, attempt: Attempt, cause: str) -> None:
+    """Store that a configuration cannot be trained: a broken constraint for the sampler, never a score.
+
+    Raises:
+        LeaseLostError: another worker has the slot.
+    """
+    try:
+        attempt.trial.set_user_attr(CAUSE, cause)
+        attempt.trial.set_user_attr(FAULT, "infeasible")
+        attempt.trial.set_constraint("fits into memory", 1.0)
+        # Not `tell`: it would make the last epoch's accuracy, if there was one, the trial's value.
+        ledger.storage.set_trial_state_values(attempt.trial_id, TrialState.PRUNED)
+    except UpdateFinishedTrialError as error:
+        if ledger.storage.get_trial(attempt.trial_id).state != TrialState.PRUNED:
+            raise LeaseLostError from error
+    close(ledger, attempt.lease)
+
+
+def end_attempt(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> None:
+    """Mark an attempt FAIL and keep the lease."""
+    try:
+        attempt.trial.set_user_attr(CAUSE, cause)
+        attempt.trial.set_user_attr(FAULT, fault)
+        _tell(ledger, attempt, TrialState.FAIL, None)
+    except UpdateFinishedTrialError as error:
+        raise LeaseLostError from error
+
+
+def release(ledger: Ledger, taken: Lease, errors: int = 0) -> None:
+    """Let a leased slot wait for a worker again."""
+
+    def work(connection: sa.Connection) -> None:
+        waits = {"state": "waiting", "worker": None, "expires": None, "suspected": None}
+        counted = SLOTS.c.errors + errors
+        connection.execute(sa.update(SLOTS).where(_held(ledger, taken)).values(**waits, errors=counted))
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == taken.worker).values(slot=None, progress=None))
+
+    transaction(ledger, work)
+
+
+def renew(ledger: Ledger, taken: Lease) -> Lease | None:
+    """The same slot's next attempt, for the worker that holds it; None where it holds it no more."""
+
+    def work(connection: sa.Connection) -> Lease | None:
+        again = (
+            sa.update(SLOTS)
+            .where(_held(ledger, taken), SLOTS.c.state == "leased")
+            .values(attempt=SLOTS.c.attempt + 1)
+            .returning(*_LEASED)
+        )
+        row = connection.execute(again).one_or_none()
+        return None if row is None else Lease(taken.slot, worker=taken.worker, **row._mapping)
+
+    return transaction(ledger, work)
+
+
+def errors_in_a_row(ledger: Ledger) -> int:
+    """How many of the last attempts that ended, by number, ended in an exception one after another."""
+    count = 0
+    for trial in reversed(ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)):
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            break
+        count += trial.state == TrialState.FAIL and trial.user_attrs.get(FAULT) == "error"
+    return count

@@ -17,6 +17,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
+def is_broken_device(error: BaseException) -> bool:
+    """Whether a CUDA error, such as an illegal access, has made the GPU useless to this process for good."""
+    broken = getattr(torch, "AcceleratorError", ())  # torch 2.8 and later
+    return not is_out_of_memory(error) and (isinstance(error, broken) or "CUDA error" in str(error))
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new peak. Where the kernel does not allow that (not Linux), the peak is the whole process's."""
     if device.type == "cuda":

@@ -24,7 +24,7 @@ from model.network import build_network
 from model.saved import save_model
 from search.errors import RunError
 from search.events import Note, RetrainEpoch, RetrainStarted, Show
-from search.ledger import slot
+from search.ledger import SLOT
 from search.settings import TrialConfig, trial_config
 from search.space import settings_of
 from search.study import StudyRecord, best_trial, trial_seed
@@ -44,7 +44,7 @@ class Plan:
 def plan(record: StudyRecord, winner: FrozenTrial, max_epochs: int | None, images: int) -> Plan:
     """The winner's configuration at the retrain's length, from a seed of its own."""
     settings = settings_of(record.config.space, winner.params)
-    seed = trial_seed(record.config, slot(winner)) + SEED_OFFSET
+    seed = trial_seed(record.config, winner.user_attrs[SLOT]) + SEED_OFFSET
     epochs = retrain_epochs(record, winner, max_epochs, images)
     return Plan(winner.number, trial_config(settings, epochs, seed, len(record.dataset.classes)))
 

@@ -1,7 +1,12 @@
-"""``search run``: create or resume a study, work its budget off, retrain and test the winner."""
+"""``search run``: create or resume a study, see that its budget is worked off, retrain and test the winner.
 
+The work itself is done by workers, processes of their own (`search.worker`): they go on when this process dies, and
+the same command finds them again.
+"""
+
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,26 +14,36 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL
 
 from data import source
-from data.split import Split, load_split
-from model.device import describe_device, keep_freed_pages, resolve_device
+from data.folders import data_folder
+from data.split import load_split
+from model.device import describe_device, keep_freed_pages, resolve_devices
 from model.saved import write_json
+from search import ledger as ledgers
 from search import study as studies
 from search.environment import environment
 from search.errors import UserError
 from search.events import Note, Show, TrialFinished
+from search.launch import LocalWorkers, Team, adopt_orphans, available_cores, dashboard, plan_devices
+from search.ledger import Budget, Ledger, open_ledger
+from search.outage import StorageLostError
+from search.publish import publish
 from search.retrain import retrain
-from search.storage import exclusive, opened, shown
-from search.study import DatasetRecord, StudyRecord
+from search.storage import PersistentStorage, exclusive, network_file_system, opened, shown
+from search.study import DIVISION_SEED, DatasetRecord, StudyRecord
 from search.study_file import StudyConfig, find_study
 from search.summary import FALLBACK_WARNING, summarise
-from search.worker import search
+from search.watch import Watcher
+from search.worker import NETWORK_WARNING
+from search.workers import listed
 
-DIVISION_SEED = 0
-"""Of the division into fit and validation images: one division for all studies, so that they can be compared."""
+POLL_SECONDS = 1.0
+"""How often `run` looks at its workers and at the study."""
+
+PUBLISH_SECONDS = 10.0
+"""How often the study's notes, pictures and graphs are brought up to date."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,9 @@ class RunOptions:
     out: Path | None = None
     timeout: float | None = None
     finale: bool = True
+    workers: int | None = None
+    workers_per_gpu: int = 1
+    dashboard: bool = False
     max_epochs: int | None = None
     train_images: int | None = None
     max_retrain_epochs: int | None = None
@@ -66,39 +84,173 @@ def run(options: RunOptions, show: Show) -> RunEnd:
     Raises:
         UserError, DataError, ConfigError: wrong input; nothing stored is lost.
         RunError: the run failed.
-        KeyboardInterrupt: interrupted; the running trial is back in the queue.
+        KeyboardInterrupt: interrupted; the trials of this machine's workers are back in the queue.
     """
-    device = resolve_device(options.device)
+    devices = resolve_devices(options.device)
     torch.set_float32_matmul_precision("high")
-    if device.type == "cpu":
-        keep_freed_pages()
     source.check_name(options.dataset)
-    name = studies.check_name(_default_name(options, device) if options.name is None else options.name)
+    name = studies.check_name(_default_name(options, devices[0]) if options.name is None else options.name)
     out = options.out or Path("studies") / name
     _check_writable(out)
-    with opened(options.storage) as storage, exclusive(options.storage, name):
-        found = studies.find(storage, name)
-        stored = studies.record_of(found) if found else None
-        record = _resumed(stored, options, show) if stored else _new(name, options, device, show)
-        data_dir = source.data_folder(options.data_dir)
-        source.prepare(record.dataset.name, data_dir)
-        split = load_split(record.dataset.name, data_dir, DIVISION_SEED, device)
-        study, record = _stored(storage, found if stored else None, record, split)
-        show(Note(f"study {name!r} on {describe_device(device)}, {record.dataset.name}, "
-                  f"{record.dataset.fit:,} fit and {record.dataset.validation:,} validation images; "
-                  f"storage {shown(options.storage)}"))  # fmt: skip
+    data_dir = data_folder(options.data_dir)
+    with opened(options.storage) as storage:
+        if kind := network_file_system(options.storage):
+            show(Note(f"warning: {NETWORK_WARNING.format(kind=kind)}"))
+        with exclusive(options.storage, f"{name}.creation"):
+            record = _created(storage, name, options, devices[0], data_dir, show)
+        ledger, study = open_ledger(storage, name, record.config.workers)
+        storage.outage.tell = lambda text: show(Note(text))
+        show(Note(f"study {name!r}, {record.dataset.name}, {record.dataset.fit:,} fit and "
+                  f"{record.dataset.validation:,} validation images; storage {shown(options.storage)}"))  # fmt: skip
         if record.dataset.fallback:
             show(Note(f"warning: {FALLBACK_WARNING}"))
-        try:
-            with _wall_time(study, show) as timed_show:
-                end = search(study, record.config, split, timed_show, options.timeout)
-            if options.finale:
-                with _wall_time(study, show):
-                    retrain(study, record, split, data_dir, out, options.max_retrain_epochs, show)
-        finally:
-            summary = summarise(study, record, shown(options.storage))
-            write_json(out / "summary.json", summary)
-    return RunEnd(summary, out, end.finished)
+        publisher = _Publisher(study, record, ledger, out / "artifacts", shown(options.storage), show)
+        shows = dashboard(options.storage, out, lambda text: show(Note(text)))
+        with shows if options.dashboard else contextlib.nullcontext():
+            try:
+                with _wall_time(study, show) as timed_show:
+                    team = _team(options, devices, name, data_dir, out)
+                    finished = _search(ledger, study, team, options.timeout, publisher.publish, timed_show)
+                if options.finale:
+                    with exclusive(options.storage, f"{name}.finale", wait=False) as mine:
+                        if mine:
+                            _finale(study, record, devices[0], data_dir, out, options.max_retrain_epochs, show)
+                        else:
+                            show(Note("another run of this study is at its finale; this one leaves it to that"))
+            finally:
+                with contextlib.suppress(StorageLostError):
+                    publisher.publish()
+                    summary = summarise(study, record, ledger, shown(options.storage))
+                    write_json(out / "summary.json", summary)
+    return RunEnd(summary, out, finished)
+
+
+def _created(
+    storage: PersistentStorage, name: str, options: RunOptions, device: torch.device, data_dir: Path, show: Show
+) -> StudyRecord:
+    """The study, created or brought up to date, with its budget, and bound to these very images."""
+    found = studies.find(storage, name)
+    stored = studies.record_of(found) if found else None
+    record = _resumed(stored, options, show) if stored else _new(name, options, device, show)
+    source.prepare(record.dataset.name, data_dir)
+    split = load_split(record.dataset.name, data_dir, DIVISION_SEED, torch.device("cpu"))
+    if found is None or stored is None:
+        dataset = DatasetRecord(
+            name=record.dataset.name,
+            fingerprint=split.fingerprint,
+            classes=split.classes,
+            fit=len(split.fit_labels),
+            validation=len(split.validation_labels),
+            fallback=record.dataset.fallback,
+        )
+        record = StudyRecord(record.name, record.config, dataset)
+    else:
+        studies.refuse_other_data(record, split.fingerprint)
+        studies.refuse_other_reading(found)
+    ledger = _requested(storage, record, stored)
+    if stored is not None and (orphans := adopt_orphans(ledger)):
+        show(Note(f"{orphans} workers of an earlier run are still at work; they belong to this one now"))
+    return record
+
+
+def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRecord | None) -> Ledger:
+    """Store the definition and make its budget the ledger's.
+
+    Raises:
+        UserError: the budget would shrink while workers are at it.
+    """
+    if stored is None:
+        studies.create(storage, record, environment())
+        ledger, _ = open_ledger(storage, record.name, record.config.workers)
+    else:
+        ledger, study = open_ledger(storage, record.name, record.config.workers)
+        at_work = sum(row.state in ("idle", "working", "silent") for row in listed(ledger))
+        if record.config.trials < stored.config.trials and at_work:
+            raise UserError(
+                f"study {record.name!r} has a budget of {stored.config.trials}, which {at_work} workers are working "
+                f"off; it can be lowered to {record.config.trials} once they have stopped"
+            )
+        studies.update(study, record.config)
+    ledgers.request(ledger, record.config.trials, len(record.config.start))
+    return ledger
+
+
+def _team(options: RunOptions, devices: list[torch.device], name: str, data_dir: Path, out: Path) -> Team:
+    """The workers that this machine shall have."""
+    gpus = [str(device) for device in devices if device.type == "cuda"]
+    chosen = plan_devices(options.workers, gpus, options.workers_per_gpu)
+    words = ("--name", name, "--data-dir", str(data_dir.resolve()), "--out", str(out.resolve()))
+    threads = max(1, available_cores() // max(1, len(chosen)))
+    return Team(chosen, threads, words, options.storage, out / "workers")
+
+
+def _search(
+    ledger: Ledger,
+    study: optuna.Study,
+    team: Team,
+    timeout: float | None,
+    publish_now: Callable[[], None],
+    show: Show,
+) -> bool:
+    """Keep the workers at work until the budget is done (then True) or the time is up."""
+    deadline = time.monotonic() + timeout if timeout is not None else None
+    local = LocalWorkers(ledger, team, lambda text: show(Note(text)))
+    watcher = Watcher(ledger, study)
+    published = time.monotonic()
+    try:
+        while True:
+            count, rows, events = watcher.look()
+            for event in events:
+                show(event)
+            if not ledgers.is_open(ledger):
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            local.tend(rows, count.done, count.remaining)
+            if time.monotonic() - published > PUBLISH_SECONDS:
+                publish_now()
+                published = time.monotonic()
+            time.sleep(POLL_SECONDS)
+    finally:
+        local.stop()
+        for event in watcher.look()[2]:
+            show(event)
+
+
+def _finale(
+    study: optuna.Study,
+    record: StudyRecord,
+    device: torch.device,
+    data_dir: Path,
+    out: Path,
+    max_epochs: int | None,
+    show: Show,
+) -> None:
+    if device.type == "cpu":
+        keep_freed_pages()
+    show(Note(f"finale on {describe_device(device)}"))
+    split = load_split(record.dataset.name, data_dir, DIVISION_SEED, device)
+    with _wall_time(study, show):
+        retrain(study, record, split, data_dir, out, max_epochs, show)
+
+
+class _Publisher:
+    """Brings notes, pictures and graphs up to date, and says once what stands in the way."""
+
+    def __init__(
+        self, study: optuna.Study, record: StudyRecord, ledger: Ledger, folder: Path, storage_shown: str, show: Show
+    ) -> None:
+        self._study, self._record, self._ledger = study, record, ledger
+        self._folder, self._storage_shown, self._show = folder, storage_shown, show
+        self._told: set[str] = set()
+
+    def publish(self) -> None:
+        count: Budget = ledgers.budget(self._ledger)
+        warnings = publish(self._study, self._record, count.requested, count.waiting, self._folder, self._storage_shown)
+        for warning in warnings:
+            if warning not in self._told:
+                self._told.add(warning)
+                self._show(Note(f"warning: {warning}"))
 
 
 def _default_name(options: RunOptions, device: torch.device) -> str:
@@ -124,7 +276,7 @@ def _new(name: str, options: RunOptions, device: torch.device, show: Show) -> St
     chosen, config = find_study(options.study or _shipped_for(device))
     if options.study is None:
         show(Note(f"study definition {chosen!r}, which fits {device.type}; another one with --study"))
-    data_dir = source.data_folder(options.data_dir)
+    data_dir = data_folder(options.data_dir)
     dataset = source.resolve(options.dataset, data_dir)
     fallback = options.dataset == "auto" and dataset == "digits"
     config = _overridden(config, options)
@@ -170,26 +322,6 @@ def _overridden(config: StudyConfig, options: RunOptions) -> StudyConfig:
     if options.seed is not None:
         changes["seed"] = options.seed
     return config.model_copy(update=changes)
-
-
-def _stored(
-    storage: RDBStorage, found: optuna.Study | None, record: StudyRecord, split: Split
-) -> tuple[optuna.Study, StudyRecord]:
-    """The study in its storage, created or brought up to date, bound to these very images."""
-    if found is not None:
-        studies.refuse_other_data(record, split.fingerprint)
-        studies.update(found, record.config)
-        return found, record
-    dataset = DatasetRecord(
-        name=record.dataset.name,
-        fingerprint=split.fingerprint,
-        classes=split.classes,
-        fit=len(split.fit_labels),
-        validation=len(split.validation_labels),
-        fallback=record.dataset.fallback,
-    )
-    record = StudyRecord(record.name, record.config, dataset)
-    return studies.create(storage, record, environment()), record
 
 
 @contextmanager

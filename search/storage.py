@@ -1,21 +1,40 @@
 """The database that a study lives in: SQLite or PostgreSQL, by any SQLAlchemy URL."""
 
 import contextlib
+import fcntl
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import URL, make_url
 
 from search.errors import UserError, first_line
+from search.outage import Outage
+from search.tables import TABLES
 
 DEFAULT_URL = "sqlite:///studies/search.db"
 BUSY_SECONDS = 60
 """How long a SQLite connection waits for another's write."""
+
+POSTGRESQL_CONNECTION: dict[str, Any] = {
+    "application_name": "block-search",
+    "connect_timeout": 10,
+    # A server that lost its power says nothing; without these a worker would wait for it for two hours ...
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 40_000,
+    # ... and the server would keep the locks of a worker that lost its.
+    "options": "-c idle_in_transaction_session_timeout=60s -c tcp_keepalives_idle=20 "
+    "-c tcp_keepalives_interval=5 -c tcp_keepalives_count=4",
+}
+
+NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "afs")
 
 
 def storage_url(given: str | None) -> URL:
@@ -44,6 +63,25 @@ def storage_url(given: str | None) -> URL:
     )
 
 
+def with_password(url: URL) -> URL:
+    """The URL with the password that it does not hold itself, from ``$SEARCH_STORAGE_PASSWORD`` or the file that
+    ``$SEARCH_STORAGE_PASSWORD_FILE`` names. Where there is neither, libpq looks in ``$PGPASSWORD`` and ``~/.pgpass``.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if url.drivername == "sqlite" or url.password:
+        return url
+    if password := os.environ.get("SEARCH_STORAGE_PASSWORD"):
+        return url.set(password=password)
+    if file := os.environ.get("SEARCH_STORAGE_PASSWORD_FILE"):
+        try:
+            return url.set(password=Path(file).read_text(encoding="utf-8").rstrip("\r\n"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"$SEARCH_STORAGE_PASSWORD_FILE: {file} cannot be read: {first_line(error)}") from error
+    return url
+
+
 def shown(url: URL) -> str:
     """The URL as it may be shown: without a password, wherever in the URL it stands."""
     secrets = {"password", "passfile", "sslpassword"}
@@ -51,19 +89,57 @@ def shown(url: URL) -> str:
     return url.set(query=query).render_as_string(hide_password=True)
 
 
-def open_storage(url: URL) -> RDBStorage:
+class PersistentStorage(RDBStorage):
+    """Optuna's storage, each of whose calls lives through an outage (`search.outage`).
+
+    Done twice, its calls give what they give done once, but for two: a trial may be created twice, and the end of
+    a trial may be refused as told already. `search.ledger` knows of both.
+    """
+
+    def __init__(self, url: URL, engine_kwargs: dict[str, Any]) -> None:
+        self.outage = Outage(shown(url))
+        super().__init__(url.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
+
+
+def _persistent(name: str) -> Callable[..., Any]:
+    plain = getattr(RDBStorage, name)
+
+    @functools.wraps(plain)
+    def call(self: PersistentStorage, *args: Any, **kwargs: Any) -> Any:
+        return self.outage.persist(lambda: plain(self, *args, **kwargs))
+
+    return call
+
+
+# What Optuna calls: the interface, and what its cache in front of a database calls past the interface.
+STORAGE_CALLS = (
+    *BaseStorage.__abstractmethods__,
+    *("_create_new_trial", "_set_trial_param", "_get_trials", "_get_best_trial_id"),
+)
+for _name in STORAGE_CALLS:
+    setattr(PersistentStorage, _name, _persistent(_name))
+
+
+def open_storage(url: URL) -> PersistentStorage:
     """Open, and where needed create, the database that the URL names.
 
     Raises:
         UserError: it cannot be reached, written, or was made by something else.
     """
+    url = with_password(url)
     engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
     if url.drivername == "sqlite":
         engine_kwargs["connect_args"] = {"timeout": BUSY_SECONDS}
         _make_parent(url)
+    else:
+        engine_kwargs |= {"pool_size": 2, "max_overflow": 3, "connect_args": POSTGRESQL_CONNECTION}
     try:
-        _refuse_foreign(url, engine_kwargs)
-        storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
+        # Two processes that create the same tables at once would trip over each other.
+        with contextlib.nullcontext() if _is_complete(url, engine_kwargs) else exclusive(url, "creation"):
+            storage = PersistentStorage(url, engine_kwargs)
+            if url.drivername == "sqlite":
+                _begin_immediate(storage.engine)
+            TABLES.create_all(storage.engine)
     except (sa.exc.SQLAlchemyError, OSError) as error:
         cause = getattr(error, "orig", None) or error
         raise UserError(f"storage {shown(url)} cannot be used: {_without_secret(first_line(cause), url)}") from error
@@ -76,7 +152,7 @@ def open_storage(url: URL) -> RDBStorage:
 
 
 @contextlib.contextmanager
-def opened(url: URL) -> Iterator[RDBStorage]:
+def opened(url: URL) -> Iterator[PersistentStorage]:
     """`open_storage` for as long as the context lasts; its connections are closed behind it."""
     storage = open_storage(url)
     try:
@@ -84,6 +160,25 @@ def opened(url: URL) -> Iterator[RDBStorage]:
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _begin_immediate(engine: sa.Engine) -> None:
+    """Every transaction takes SQLite's write lock at its start.
+
+    Python's sqlite3 begins one only before the first write, so that what Optuna reads and then writes (such as a
+    trial's state) could change in between; and a transaction that begins by reading fails at once with "database is
+    locked" when it comes to write, however long the timeout.
+    """
+
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    def begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sa.event.listen(engine, "connect", connected)
+    sa.event.listen(engine, "begin", begun)
+    engine.dispose()  # connections opened before this know nothing of it
 
 
 def _without_secret(text: str, url: URL) -> str:
@@ -98,60 +193,92 @@ def _make_parent(url: URL) -> None:
         raise UserError(f"storage {shown(url)}: folder {parent} cannot be made: {error.strerror}") from error
 
 
-def _refuse_foreign(url: URL, engine_kwargs: dict[str, Any]) -> None:
-    """Never add Optuna's tables to a database that holds something else; turn on SQLite's write-ahead log."""
+def _is_complete(url: URL, engine_kwargs: dict[str, Any]) -> bool:
+    """Whether all tables are there. Turns on SQLite's write-ahead log.
+
+    Raises:
+        UserError: Optuna's tables would have to be added to a database that holds something else.
+    """
     engine = sa.create_engine(url, **engine_kwargs)
     try:
         tables = set(sa.inspect(engine).get_table_names())
-        if tables and not {"studies", "trials", "version_info"} <= tables:
+        complete = {"studies", "trials", "version_info", *TABLES.tables} <= tables
+        # A creator that was killed half-way leaves a part of them.
+        others = {
+            name for name in tables if not name.startswith(("stud", "trial", "version_info", "alembic", "search_"))
+        }
+        if others and not {"studies", "trials", "version_info"} <= tables:
             raise UserError(
-                f"storage {shown(url)} holds something else (tables {', '.join(sorted(tables)[:3])}); "
+                f"storage {shown(url)} holds something else (tables {', '.join(sorted(others)[:3])}); "
                 "give a new file or an empty database"
             )
         if url.drivername == "sqlite":
             with engine.connect() as connection:
                 connection.execute(sa.text("PRAGMA journal_mode=WAL"))
+        return complete
     finally:
         engine.dispose()
 
 
 @contextlib.contextmanager
-def exclusive(url: URL, study_name: str) -> Iterator[None]:
-    """Hold a study for one `run`: the hold ends with the process, however that ends.
+def exclusive(url: URL, what: str, wait: bool = True) -> Iterator[bool]:
+    """Hold something of a storage alone: the hold ends with the process, however that ends.
 
-    Raises:
-        UserError: another process holds it.
+    Args:
+        url: of the storage.
+        what: is held, such as a study's finale.
+        wait: until nobody else holds it.
+
+    Yields:
+        whether it is held; always true with ``wait``.
     """
-    taken = UserError(f"study {study_name!r} is being run by another process; wait for it or stop it first")
     if url.drivername == "sqlite":
-        with _file_lock(Path(f"{url.database}.{study_name}.lock"), taken):
-            yield
+        with _file_lock(Path(f"{url.database}.{what}.lock"), wait) as held:
+            yield held
         return
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    engine = sa.create_engine(with_password(url), poolclass=sa.NullPool, connect_args=POSTGRESQL_CONNECTION)
     with engine.connect() as connection:
-        key = sa.func.hashtext(f"block-search {study_name}")
-        if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))):
-            raise taken
+        key = sa.func.hashtext(f"block-search {what}")
+        if wait:
+            connection.execute(sa.select(sa.func.pg_advisory_lock(key)))
+            held = True
+        else:
+            held = bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))))
         connection.commit()
-        yield
+        yield held
 
 
 @contextlib.contextmanager
-def _file_lock(path: Path, taken: UserError) -> Iterator[None]:
-    import fcntl
-
+def _file_lock(path: Path, wait: bool) -> Iterator[bool]:
     try:
         file = path.open("a")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise taken from None
-        yield
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def study_names(storage: RDBStorage) -> list[str]:
     """Names of all studies in a storage."""
     return sorted(optuna.get_all_study_names(storage))
+
+
+def network_file_system(url: URL, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of network file system that a SQLite database lies on, whose locks cannot be trusted; else None."""
+    if url.drivername != "sqlite":
+        return None
+    folder = Path(str(url.database)).resolve().parent
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    kinds = {Path(line[1].replace("\\040", " ")): line[2] for line in lines if len(line) > 2}
+    for place in (folder, *folder.parents):
+        if place in kinds:
+            return kinds[place] if kinds[place].startswith(NETWORK_FILE_SYSTEMS) else None
+    return None

@@ -12,14 +12,17 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, PercentilePruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
-from search.errors import UserError
+from search.errors import UserError, first_line
 from search.space import PER_BLOCK, differences, space_hash
 from search.storage import study_names
 from search.study_file import PrunerConfig, StudyConfig, comparable_part
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_SEED = 2**31
+DIVISION_SEED = 0
+"""Of the division into fit and validation images: one division for all studies, so that they can be compared."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def record_of(study: optuna.Study) -> StudyRecord | None:
     dataset = attributes["dataset"]
     return StudyRecord(
         name=study.study_name,
-        config=StudyConfig.model_validate(attributes["definition"]),
+        config=definition_of(study),
         dataset=DatasetRecord(**{**dataset, "classes": tuple(dataset["classes"])}),
     )
 
@@ -115,7 +118,6 @@ def create(storage: RDBStorage, record: StudyRecord, environment: Mapping[str, A
     study.set_user_attr("space_hash", space_hash(comparable_part(record.config)))
     study.set_user_attr("environment", dict(environment))
     study.set_user_attr("definition", record.config.model_dump(mode="json"))
-    enqueue_start(study, record.config)
     return study
 
 
@@ -124,15 +126,32 @@ def update(study: optuna.Study, config: StudyConfig) -> None:
     definition = config.model_dump(mode="json")
     if study.user_attrs["definition"] != definition:
         study.set_user_attr("definition", definition)
-    enqueue_start(study, config)
 
 
-def enqueue_start(study: optuna.Study, config: StudyConfig) -> None:
-    """Queue the known good configurations that this study does not have yet."""
-    there = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
-    for index, values in enumerate(config.start):
-        if index not in there:
-            study.enqueue_trial(values, user_attrs={"start": index})
+def definition_of(study: optuna.Study) -> StudyConfig:
+    """A study's definition as it is stored at this moment.
+
+    Raises:
+        UserError: this version of the project does not know something in it.
+    """
+    try:
+        return StudyConfig.model_validate(study.user_attrs["definition"])
+    except ValidationError as error:
+        raise UserError(_other_version(study, first_line(error))) from error
+
+
+def refuse_other_reading(study: optuna.Study) -> None:
+    """Raise `UserError` where this code reads the study's definition differently than the code that wrote it."""
+    if space_hash(comparable_part(definition_of(study))) != study.user_attrs["space_hash"]:
+        raise UserError(_other_version(study, "a setting means something else here"))
+
+
+def _other_version(study: optuna.Study, why: str) -> str:
+    commit = study.user_attrs["environment"].get("commit", "unknown")
+    return (
+        f"study {study.study_name!r} was made by another version of this project ({why}): "
+        f"install the one with commit {commit} here"
+    )
 
 
 def refuse_other_space(record: StudyRecord, config: StudyConfig, source: str) -> None:
@@ -155,9 +174,9 @@ def refuse_other_data(record: StudyRecord, fingerprint: str) -> None:
 
 
 def build_sampler(config: StudyConfig, number: int) -> BaseSampler:
-    """The sampler for trial ``number``.
+    """The sampler for slot ``number``.
 
-    It is seeded by study and trial, so an interrupted study goes on with the draws of an uninterrupted one
+    It is seeded by study and slot, so an interrupted study goes on with the draws of an uninterrupted one
     instead of starting the same random sequence again.
     """
     seed = (config.seed * 1_000_003 + number) % MAX_SEED

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from search.errors import UserError
 from search.space import SearchSpace, SpaceError, check_start, parse_space
@@ -44,6 +44,34 @@ class PrunerConfig(_Table):
     """Epochs that every trial may train: the first stop comes after this one."""
 
 
+class WorkersConfig(_Table):
+    """``[workers]``: when a silent worker is taken for dead, and how long an outage of the database may last."""
+
+    heartbeat: float = Field(default=5.0, gt=0, le=300)
+    """Seconds between two signs of life."""
+    lost_after: float = Field(default=60.0, gt=0, le=86_400)
+    """A worker silent for so many seconds has lost its trial to another one. Where its machine has other workers of
+    this study, these see within a heartbeat that its process is gone."""
+    max_outage: float = Field(default=600.0, ge=0, le=604_800)
+    """Seconds for which every process tries to reach a database that went away, before it gives up."""
+
+    @model_validator(mode="after")
+    def _silence_is_longer_than_heartbeats(self) -> "WorkersConfig":
+        if self.lost_after < 6 * self.heartbeat:
+            raise ValueError(f"lost_after must be 6 heartbeats or more, so at least {6 * self.heartbeat:g}")
+        return self
+
+    @property
+    def lease(self) -> float:
+        """Seconds that a lease lasts unless renewed."""
+        return self.lost_after / 2
+
+    @property
+    def grace(self) -> float:
+        """Seconds from when a lease was seen to have expired until it is taken away."""
+        return self.lost_after / 2
+
+
 class RetrainConfig(_Table):
     """``[retrain]``: the winner's last training, on fit and validation images together."""
 
@@ -63,6 +91,7 @@ class StudyConfig(_Table):
     space: SearchSpace
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
+    workers: WorkersConfig = WorkersConfig()
     retrain: RetrainConfig
     start: tuple[dict[str, bool | int | float | str], ...] = ()
     """``[[start]]``: known good configurations, tried first; names left out are sampled."""

@@ -1,12 +1,15 @@
 """``summary.json`` and ``status``: a study's state in one stable shape, read from the storage alone."""
 
+from dataclasses import asdict
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from search.ledger import budget
+from search.ledger import WORKER, Ledger, budget
 from search.study import StudyRecord, best_trial
+from search.watch import worker_name
+from search.workers import listed
 
 FALLBACK_WARNING = (
     "CIFAR-10 was not to be had when this study began, so its scores are those of scikit-learn's 8x8 digits; "
@@ -14,9 +17,9 @@ FALLBACK_WARNING = (
 )
 
 
-def summarise(study: optuna.Study, record: StudyRecord, storage_shown: str) -> dict[str, Any]:
+def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_shown: str) -> dict[str, Any]:
     """The contract's ``summary.json``; ``storage_shown`` holds no password."""
-    count = budget(study, record.config.trials)
+    count = budget(ledger)
     best = best_trial(study)
     done = study.user_attrs.get("retrain")
     return {
@@ -29,14 +32,8 @@ def summarise(study: optuna.Study, record: StudyRecord, storage_shown: str) -> d
             "fallback": record.dataset.fallback,
         },
         "storage": storage_shown,
-        "budget": {
-            "requested": count.requested,
-            "complete": count.complete,
-            "pruned": count.pruned,
-            "failed_attempts": count.failed_attempts,
-            "running": count.running,
-            "waiting": count.waiting,
-        },
+        "budget": {name: value for name, value in asdict(count).items() if name != "infeasible"},
+        "infeasible": count.infeasible,
         "best": best
         and {
             "trial": best.number,
@@ -60,12 +57,29 @@ def summarise(study: optuna.Study, record: StudyRecord, storage_shown: str) -> d
 
 
 def running_trials(study: optuna.Study) -> list[dict[str, Any]]:
-    """Trials in training: number, last epoch and accuracy there."""
+    """Trials in training: number, last epoch, accuracy there, and whose they are."""
     return [
         {
             "trial": trial.number,
             "epoch": trial.last_step,
             "accuracy": trial.intermediate_values.get(trial.last_step or 0),
+            "worker": trial.user_attrs.get(WORKER),
         }
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    ]
+
+
+def workers_at(ledger: Ledger) -> list[dict[str, Any]]:
+    """Workers that have not left by themselves, and what each is at."""
+    return [
+        {
+            "worker": worker_name(row),
+            "state": row.state,
+            "device": row.device,
+            "slot": row.slot,
+            "progress": row.progress,
+            "last_heartbeat_seconds": round(row.silent, 1),
+        }
+        for row in listed(ledger)
+        if row.state != "left"
     ]

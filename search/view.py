@@ -19,7 +19,7 @@ from search.events import (
     Note,
     RetrainEpoch,
     RetrainStarted,
-    SearchStarted,
+    SearchProgress,
     Show,
     TrialFinished,
     TrialStarted,
@@ -34,7 +34,10 @@ def view(console: Console) -> Iterator[Show]:
     if not console.is_terminal:
 
         def log(event: Event) -> None:
+            first = eta.progress is None
             eta.note(event)
+            if isinstance(event, SearchProgress) and not first:
+                return
             now = datetime.datetime.now().astimezone().strftime("%H:%M:%S")
             console.print(f"{now}  {log_line(event, eta)}", markup=False, highlight=False, soft_wrap=True)
 
@@ -58,37 +61,34 @@ def view(console: Console) -> Iterator[Show]:
 
 
 class Eta:
-    """Time left in the search, from the pace of this very run."""
+    """How the whole search stands, and the time left in it from the pace of this very run."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._first_done: int | None = None
-        self._budget: Budget | None = None
+        self.progress: SearchProgress | None = None
+        self._began: tuple[float, int] | None = None
 
     def note(self, event: Event) -> None:
         """Take in an event."""
-        if isinstance(event, SearchStarted):
-            self._started, self._first_done = time.monotonic(), event.budget.done
-        if isinstance(event, SearchStarted | TrialFinished):
-            self._budget = event.budget
+        if isinstance(event, SearchProgress):
+            self.progress = event
+            self._began = self._began or (time.monotonic(), event.budget.done)
 
     def text(self) -> str:
         """Such as ``about 12 min left``; empty before the first trial has ended."""
-        if self._budget is None or self._first_done is None or self._budget.done == self._first_done:
+        if self.progress is None or self._began is None:
             return ""
-        pace = (time.monotonic() - self._started) / (self._budget.done - self._first_done)
-        return f"about {duration(pace * self._budget.remaining)} left" if self._budget.remaining else ""
+        (since, before), count = self._began, self.progress.budget
+        if count.done == before or not count.remaining:
+            return ""
+        return f"about {duration((time.monotonic() - since) / (count.done - before) * count.remaining)} left"
 
 
 class LiveScreen:
-    """The live picture: budget, running trial, best so far. Rich asks for it four times a second."""
+    """The live picture: budget, running trials, best so far. Rich asks for it four times a second."""
 
     def __init__(self, eta: Eta) -> None:
         self._eta = eta
-        self._budget: Budget | None = None
-        self._best: Best | None = None
-        self._trial: TrialStarted | None = None
-        self._epoch: EpochFinished | None = None
+        self._trials: dict[int, tuple[TrialStarted, EpochFinished | None, float]] = {}
         self._retrain: RetrainStarted | None = None
         self._retrain_epoch: RetrainEpoch | None = None
         self._since = time.monotonic()
@@ -96,33 +96,38 @@ class LiveScreen:
     def note(self, event: Event) -> None:
         """Take in an event."""
         match event:
-            case SearchStarted():
-                self._budget, self._best = event.budget, event.best
             case TrialStarted():
-                self._trial, self._epoch, self._since = event, None, time.monotonic()
+                self._trials[event.number] = (event, None, time.monotonic())
             case EpochFinished():
-                self._epoch = event
+                if event.number in self._trials:
+                    started, _, since = self._trials[event.number]
+                    self._trials[event.number] = (started, event, since)
             case TrialFinished():
-                self._budget, self._best, self._trial = event.budget, event.best, None
+                self._trials.pop(event.number, None)
             case RetrainStarted():
                 self._retrain, self._since = event, time.monotonic()
             case RetrainEpoch():
                 self._retrain_epoch = event
-            case Note():
+            case Note() | SearchProgress():
                 pass
             case _:
                 assert_never(event)
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = []
-        if self._budget:
-            parts.append(_bar("search", self._budget.done, self._budget.requested, self._eta.text()))
-            parts.append(f"  {self._budget.complete} complete, {self._budget.pruned} pruned" + _failed(self._budget))
-        if self._trial:
-            parts.append(f"  trial {self._trial.number}: {escape(params_text(self._trial.params))}")
-            parts.append(f"    {self._progress()}")
-        if self._best:
-            parts.append(f"  best so far: {escape(best_text(self._best))}")
+        if self._eta.progress:
+            count = self._eta.progress.budget
+            parts.append(_bar("search", count.done, count.requested, self._eta.text()))
+            parts.append(f"  {count.complete} complete, {count.pruned} pruned" + _failed(count))
+        devices = {worker.trial: worker.device for worker in self._eta.progress.workers} if self._eta.progress else {}
+        for started, epoch, since in list(self._trials.values())[:MOST_TRIALS_SHOWN]:
+            parts.append(f"  trial {started.number}: {escape(params_text(started.params))}")
+            device = f", {devices[started.number]}" if started.number in devices and len(self._trials) > 1 else ""
+            parts.append(f"    {_trial_progress(epoch, since)}{escape(device)}")
+        if len(self._trials) > MOST_TRIALS_SHOWN:
+            parts.append(f"  and {len(self._trials) - MOST_TRIALS_SHOWN} more")
+        if self._eta.progress and self._eta.progress.best:
+            parts.append(f"  best so far: {escape(best_text(self._eta.progress.best))}")
         if self._retrain:
             done = self._retrain_epoch.result.epoch if self._retrain_epoch else 0
             elapsed = time.monotonic() - self._since
@@ -132,15 +137,13 @@ class LiveScreen:
                 parts.append(f"  {escape(_retrain_text(self._retrain_epoch))}")
         return Group(*parts)
 
-    def _progress(self) -> str:
-        elapsed = duration(time.monotonic() - self._since)
-        if self._epoch is None or self._trial is None or self._epoch.number != self._trial.number:
-            return f"first epoch, {elapsed}"
-        result = self._epoch.result
-        return (
-            f"epoch {result.epoch}/{self._epoch.epochs}, accuracy {percent(result.validation_accuracy)}, "
-            f"{result.images_per_second:,.0f} images/s, {elapsed}"
-        )
+
+MOST_TRIALS_SHOWN = 8
+
+
+def _trial_progress(epoch: EpochFinished | None, since: float) -> str:
+    elapsed = duration(time.monotonic() - since)
+    return f"first epoch, {elapsed}" if epoch is None else f"{_epoch_text(epoch)}, {elapsed}"
 
 
 def _bar(name: str, done: int, total: int, text: str) -> Progress:
@@ -154,7 +157,7 @@ def _bar(name: str, done: int, total: int, text: str) -> Progress:
 def log_line(event: Event, eta: Eta) -> str:
     """One event as one line."""
     match event:
-        case SearchStarted():
+        case SearchProgress():
             count = event.budget
             best = f"; best so far: {best_text(event.best)}" if event.best else ""
             return f"search: {count.done} of {count.requested} configurations done{best}"
@@ -175,11 +178,8 @@ def log_line(event: Event, eta: Eta) -> str:
 
 
 def _epoch_text(event: EpochFinished) -> str:
-    result = event.result
-    return (
-        f"epoch {result.epoch}/{event.epochs}  accuracy {percent(result.validation_accuracy)}  "
-        f"loss {result.train_loss:.3f}  {result.images_per_second:,.0f} images/s"
-    )
+    speed = f", {event.images_per_second:,.0f} images/s" if event.images_per_second else ""
+    return f"epoch {event.epoch}/{event.epochs}, accuracy {percent(event.accuracy)}{speed}"
 
 
 def _outcome_text(event: TrialFinished) -> str:
@@ -191,9 +191,11 @@ def _outcome_text(event: TrialFinished) -> str:
 
 
 def _finished_text(event: TrialFinished, eta: Eta) -> str:
-    done = f"{event.budget.done}/{event.budget.requested} done"
-    best = f"best {best_text(event.best)}" if event.best else ""
-    return "; ".join(part for part in (_outcome_text(event), done, best, eta.text()) if part)
+    parts = [_outcome_text(event)]
+    if eta.progress:
+        count, best = eta.progress.budget, eta.progress.best
+        parts += [f"{count.done}/{count.requested} done", f"best {best_text(best)}" if best else "", eta.text()]
+    return "; ".join(part for part in parts if part)
 
 
 def _retrain_text(event: RetrainEpoch) -> str:
@@ -242,6 +244,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     images = summary["dataset"]
     done_text = f"{count['complete'] + count['pruned']} of {count['requested']} configurations"
     counts = [f"{count[key]} {key.replace('_', ' ')}" for key in list(count)[1:]]
+    if summary["infeasible"]:
+        counts.insert(2, f"of these {summary['infeasible']} infeasible")
     rows = [
         ("study", f"{summary['study']} in {summary['storage']}"),
         ("images", f"{images['name']}, {images['fit']:,} fit, {images['validation']:,} validation"),
@@ -264,6 +268,27 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for warning in summary["warnings"]:
         table.add_row("[yellow]warning[/yellow]", escape(warning))
     return table
+
+
+def status_view(status: Mapping[str, Any]) -> RenderableType:
+    """A study's summary with the trials under way and the workers."""
+    parts: list[RenderableType] = [summary_table(status)]
+    if status["running_trials"]:
+        trials = Table("running", "epoch", "accuracy", "worker", box=None, pad_edge=False)
+        for trial in status["running_trials"]:
+            accuracy = "" if trial["accuracy"] is None else percent(trial["accuracy"])
+            worker = trial["worker"] or ""
+            trials.add_row(f"trial {trial['trial']}", str(trial["epoch"] or "first"), accuracy, escape(worker))
+        parts += ["", trials]
+    if status["workers"]:
+        there = Table("worker", "state", "device", "trial", "last heartbeat", box=None, pad_edge=False)
+        for worker in status["workers"]:
+            progress = worker["progress"] or {}
+            trial = f"{progress['trial']}, epoch {progress['epoch']}/{progress['epochs']}" if progress else ""
+            silent = f"{duration(worker['last_heartbeat_seconds'])} ago"
+            there.add_row(escape(worker["worker"]), worker["state"], escape(worker["device"]), trial, silent)
+        parts += ["", there]
+    return Group(*parts)
 
 
 def _times(count: int) -> str:

@@ -1,101 +1,322 @@
-"""The loop that works a study's budget off, one trial after another."""
+"""A worker: takes slots of a study's budget, one after another, and trains them.
 
+torch and the images are loaded only once there is something to train; until then a worker is small.
+"""
+
+import contextlib
+import gc
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+from sqlalchemy.engine import URL
 
-from data.split import Split, first_images
-from search.errors import RunError
-from search.events import Best, Note, SearchStarted, Show, TrialFinished
-from search.ledger import budget, hand_back, recover
-from search.study import best_trial, build_pruner, build_sampler
+from search import ledger as ledgers
+from search import study as studies
+from search import workers
+from search.environment import differences, environment
+from search.errors import RunError, UserError, first_line
+from search.events import Note, Outcome, Show, TrialFinished
+from search.ledger import (
+    CAUSE,
+    ERRORS_IN_A_ROW,
+    FAULT,
+    MOST_DEATHS,
+    WORKER,
+    Attempt,
+    Lease,
+    LeaseLostError,
+    Ledger,
+)
+from search.outage import StorageLostError
+from search.process import this_process
+from search.stop import Stop, StoppedError
+from search.storage import network_file_system, opened
 from search.study_file import StudyConfig
-from search.trial import StopTrial, TrialResult, run_trial
+from search.workers import Heart
 
-FAILURES_IN_A_ROW = 3
-"""So many attempts failing one after another are no accident: the run stops and says why."""
+POLL_SECONDS = 1.0
+"""How often a worker that has nothing to do looks for something."""
 
 
 @dataclass(frozen=True)
-class SearchEnd:
-    """Whether the whole budget is done, or else the time was up."""
+class WorkerOptions:
+    """What the command line asks for.
 
-    finished: bool
+    Attributes:
+        storage: of the study.
+        name: of the study.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0,1``; of several the one with the fewest workers is taken.
+        data_dir: that holds CIFAR-10.
+        dataset: where the images of a ``folder:DIR`` study lie on this machine; None: where the study says.
+        out: the study's outputs, for checkpoints.
+        max_trials: leave after so many.
+        number, launcher: of a worker that `run` started.
+    """
+
+    storage: URL
+    name: str
+    device: str
+    data_dir: Path
+    out: Path
+    dataset: str | None = None
+    max_trials: int | None = None
+    number: int | None = None
+    launcher: str | None = None
 
 
-def search(study: optuna.Study, config: StudyConfig, split: Split, show: Show, timeout: float | None) -> SearchEnd:
-    """Run trials until the budget is done or the time is up. The caller holds the study alone.
+def work(options: WorkerOptions, show: Show, stop: Stop) -> int:
+    """Work until the budget is done, or ``max_trials`` are, or somebody wants this process to go.
+
+    Returns:
+        the number of configurations that this worker finished.
 
     Raises:
-        RunError: several trials in a row failed.
-        KeyboardInterrupt: the running trial is back in the queue.
+        UserError, DataError, ConfigError: no such study, other images, or code that reads the study differently.
+        StoppedError: somebody wants this process to go; its trial waits for another worker.
+        RunError: a bug that met several trials in a row, a broken GPU, or a database that stayed away.
     """
-    deadline = time.monotonic() + timeout if timeout is not None else None
-    split = first_images(split, config.trial.train_images or len(split.fit_labels))
-    study.pruner = build_pruner(config.pruner)
-    for number in recover(study):
-        show(Note(f"trial {number} was cut off by a crash; its configuration is back in the queue"))
-    show(SearchStarted(budget(study, config.trials), best_so_far(study)))
-
-    def time_is_up() -> bool:
-        return deadline is not None and time.monotonic() >= deadline
-
-    failures = 0
-    while budget(study, config.trials).remaining:
-        if time_is_up():
-            return SearchEnd(finished=False)
-        result = _one_trial(study, config, split, show, time_is_up)
-        if result is None:
-            return SearchEnd(finished=False)
-        failures = failures + 1 if result.outcome == "failed" else 0
-        if failures == FAILURES_IN_A_ROW:
-            raise RunError(
-                f"{failures} trials in a row failed, the last one with: {result.cause}; "
-                "the tracebacks are in the trials' attributes, and the same command goes on where this stopped"
-            )
-    return SearchEnd(finished=True)
-
-
-def _one_trial(
-    study: optuna.Study, config: StudyConfig, split: Split, show: Show, time_is_up: Callable[[], bool]
-) -> TrialResult | None:
-    """The next trial's result, or None where the time was up in the middle of it."""
-    start = time.perf_counter()
-    study.sampler = build_sampler(config, number=len(study.get_trials(deepcopy=False)))
-    trial = study.ask()
-
-    def finished(result: TrialResult) -> None:
-        show(
-            TrialFinished(
-                trial.number,
-                result.outcome,
-                result.accuracy,
-                result.epochs,
-                time.perf_counter() - start,
-                result.cause,
-                budget(study, config.trials),
-                best_so_far(study),
-            )
-        )
-
-    try:
-        result = run_trial(trial, config, split, show, time_is_up)
-    except (StopTrial, KeyboardInterrupt) as stop:
-        cause = "time is up" if isinstance(stop, StopTrial) else "interrupted"
-        hand_back(study, study.get_trials(deepcopy=False)[trial.number], cause)
-        finished(TrialResult(optuna.trial.TrialState.FAIL, "handed back", None, 0, cause))
-        if isinstance(stop, KeyboardInterrupt):
+    with opened(options.storage) as storage:
+        found = studies.load(storage, options.name)
+        record = studies.record_of(found)
+        assert record is not None  # load refuses a study without one
+        _check_code(found, show)
+        if kind := network_file_system(options.storage):
+            show(Note(f"warning: {NETWORK_WARNING.format(kind=kind)}"))
+        ledger, study = ledgers.open_ledger(storage, record.name, record.config.workers)
+        ledger.outage.tell = lambda text: show(Note(text))
+        stop.hurry(ledger.outage)
+        worker = workers.register(ledger, this_process(), options.number, options.launcher)
+        farewell = "the budget is done"
+        try:
+            with Heart(
+                ledger, worker, lambda slots: show(Note(f"slots {slots} wait again: their worker died"))
+            ) as heart:
+                return _work(ledger, study, worker, heart, options, show, stop)
+        except BaseException as error:
+            farewell = first_line(error)
             raise
-        return None
-    finished(result)
-    return result
+        finally:
+            _leave(ledger, worker, farewell)
 
 
-def best_so_far(study: optuna.Study) -> Best | None:
-    """The best COMPLETE trial, as it is shown."""
-    trial = best_trial(study)
-    if trial is None or trial.value is None:
-        return None
-    return Best(trial.number, trial.value, trial.user_attrs["parameters"])
+NETWORK_WARNING = (
+    "this SQLite database lies on a network file system ({kind}), whose locks cannot be trusted: "
+    "workers on several machines may spoil it; take PostgreSQL"
+)
+
+
+def _slots(slots: list[int]) -> str:
+    return f"slots {', '.join(map(str, slots))} wait" if len(slots) > 1 else f"slot {slots[0]} waits"
+
+
+def _leave(ledger: Ledger, worker: str, farewell: str) -> None:
+    try:
+        workers.leave(ledger, worker, farewell)
+    except StorageLostError:
+        return  # the others see by its silence that it is gone
+
+
+def _work(
+    ledger: Ledger, study: optuna.Study, worker: str, heart: Heart, options: WorkerOptions, show: Show, stop: Stop
+) -> int:
+    if not _wait_for_a_slot(ledger, heart, stop):
+        return 0
+    from search.seat import take_seat  # brings torch
+
+    seat = take_seat(ledger, study, worker, options, show)
+    done = 0
+    while done != options.max_trials and _wait_for_a_slot(ledger, heart, stop):
+        taken = ledgers.lease(ledger, worker)
+        if taken is None:
+            time.sleep(POLL_SECONDS / 10)
+            continue
+        heart.hold(taken)
+        try:
+            done += _one_configuration(ledger, study, taken, seat, heart, stop, show)
+        except (LeaseLostError, UpdateFinishedTrialError):
+            show(Note(f"slot {taken.slot} went to another worker while this one was cut off; its result is dropped"))
+        finally:
+            heart.hold(None)
+    return done
+
+
+def _wait_for_a_slot(ledger: Ledger, heart: Heart, stop: Stop) -> bool:
+    """Wait until a slot waits for a worker; False where the whole budget is done."""
+    while True:
+        stop.check()
+        if heart.failure is not None:
+            raise RunError(f"no sign of life can be given: {first_line(heart.failure)}") from heart.failure
+        waiting, leased = ledgers.undone(ledger)
+        if waiting:
+            return True
+        if not leased:
+            return False
+        time.sleep(POLL_SECONDS)
+
+
+def _one_configuration(
+    ledger: Ledger, study: optuna.Study, taken: Lease, seat: Any, heart: Heart, stop: Stop, show: Show
+) -> bool:
+    """Try one configuration, alone on its device where it did not fit beside others; whether it is done."""
+    config = studies.definition_of(study)
+    if taken.memory_kills == 1:
+        with _alone(ledger, seat, stop):
+            return _alone_on_device(ledger, study, config, taken, seat, heart, stop, show)
+    attempt = _begin(ledger, study, config, taken, seat)
+    if attempt is None:
+        return False
+    if taken.memory_kills:
+        return _give_up(ledger, attempt, "the kernel killed its worker for want of memory, also alone", show)
+    if taken.deaths >= MOST_DEATHS:
+        return _give_up(ledger, attempt, f"{taken.deaths} workers died in it, none an epoch further", show)
+    error = _try(ledger, attempt, config, seat, heart, stop, show)
+    if error is None:
+        return _is_done(ledger, attempt)
+    cause = f"out of memory: {first_line(error)}"
+    ledgers.end_attempt(ledger, attempt, cause, "out of memory")
+    show(_finished(attempt, "failed", None, f"{cause}; once more, alone on the device"))
+    del error, attempt
+    with _alone(ledger, seat, stop):
+        again = ledgers.renew(ledger, taken)
+        if again is None:
+            raise LeaseLostError
+        heart.hold(again)
+        return _alone_on_device(ledger, study, config, again, seat, heart, stop, show)
+
+
+def _alone_on_device(
+    ledger: Ledger,
+    study: optuna.Study,
+    config: StudyConfig,
+    taken: Lease,
+    seat: Any,
+    heart: Heart,
+    stop: Stop,
+    show: Show,
+) -> bool:
+    """The last try of a configuration that did not fit beside others: it fits now or is infeasible."""
+    seat.free_memory()
+    attempt = _begin(ledger, study, config, taken, seat)
+    if attempt is None:
+        return False
+    error = _try(ledger, attempt, config, seat, heart, stop, show)
+    if error is None:
+        return _is_done(ledger, attempt)
+    return _give_up(ledger, attempt, f"out of memory, also alone on the device: {first_line(error)}", show)
+
+
+def _begin(ledger: Ledger, study: optuna.Study, config: StudyConfig, taken: Lease, seat: Any) -> Attempt | None:
+    # Where a broken configuration has to give way, the slot's own seed would draw it again.
+    study.sampler = studies.build_sampler(config, taken.slot + taken.errors // ledgers.MOST_ERRORS * 1_000_000)
+    study.pruner = studies.build_pruner(config.pruner)
+    return ledgers.begin(ledger, study, taken, config.start, {WORKER: seat.worker_name})
+
+
+def _try(
+    ledger: Ledger, attempt: Attempt, config: StudyConfig, seat: Any, heart: Heart, stop: Stop, show: Show
+) -> BaseException | None:
+    """Train an attempt and store how it ended, but for want of memory: that error is returned, for the caller."""
+    from model.fit import NonFiniteLossError
+    from search.memory import is_broken_device, is_out_of_memory
+    from search.trial import run_attempt
+
+    trial, checkpoint = attempt.trial, seat.checkpoint(attempt.lease.slot)
+    try:
+        result = run_attempt(attempt, config, seat.split_for(config), checkpoint, heart, stop, show)
+    except NonFiniteLossError as error:
+        # A result, not a fault: this configuration diverges, and would again.
+        trial.set_user_attr(CAUSE, f"non-finite loss: {error}")
+        trial.set_user_attr(FAULT, "non-finite loss")
+        ledgers.finish(ledger, attempt, TrialState.PRUNED, None)
+        show(_finished(attempt, "pruned", None, "non-finite loss"))
+    except StoppedError as error:
+        ledgers.hand_back(ledger, attempt, str(error), "preempted")
+        show(_finished(attempt, "handed back", None, str(error)))
+        raise
+    except (LeaseLostError, UpdateFinishedTrialError, StorageLostError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            return error.with_traceback(None)  # the traceback holds on to the network
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        trial.set_user_attr("traceback", traceback.format_exc())
+        ledgers.hand_back(ledger, attempt, cause, "error")
+        show(_finished(attempt, "failed", None, cause))
+        if is_broken_device(error):
+            raise RunError(f"the GPU cannot be used by this process any more: {first_line(error)}") from error
+        if ledgers.errors_in_a_row(ledger) >= ERRORS_IN_A_ROW:
+            raise RunError(bug_text(cause)) from error
+    else:
+        value = result.accuracy if result.state == TrialState.COMPLETE else None
+        ledgers.finish(ledger, attempt, result.state, value)
+        outcome: Outcome = "complete" if result.state == TrialState.COMPLETE else "pruned"
+        show(TrialFinished(trial.number, outcome, result.accuracy, result.epochs, _seconds(attempt), None))
+    if _is_done(ledger, attempt):
+        with contextlib.suppress(OSError):
+            checkpoint.unlink(missing_ok=True)
+    return None
+
+
+def bug_text(cause: str) -> str:
+    """What to say where so many attempts in a row ended in an exception that all stop."""
+    return (
+        f"{ERRORS_IN_A_ROW} attempts in a row failed, the last one with: {cause}; "
+        "the tracebacks are in the trials' attributes, and the same command goes on where this stopped"
+    )
+
+
+def _give_up(ledger: Ledger, attempt: Attempt, cause: str, show: Show) -> bool:
+    ledgers.give_up(ledger, attempt, cause)
+    show(_finished(attempt, "infeasible", None, cause))
+    return True
+
+
+def _is_done(ledger: Ledger, attempt: Attempt) -> bool:
+    return ledger.storage.get_trial(attempt.trial_id).state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _finished(attempt: Attempt, outcome: Outcome, accuracy: float | None, cause: str) -> TrialFinished:
+    return TrialFinished(attempt.trial.number, outcome, accuracy, 0, _seconds(attempt), cause)
+
+
+def _seconds(attempt: Attempt) -> float:
+    return float(attempt.trial.user_attrs.get("seconds", 0.0))
+
+
+@contextmanager
+def _alone(ledger: Ledger, seat: Any, stop: Stop) -> Iterator[None]:
+    """Have the device to oneself: its other workers finish what they have and take nothing new."""
+    workers.want_alone(ledger, seat.worker, 1)
+    try:
+        clear = 0
+        while clear < 2:  # twice: a neighbour may have looked just before this wish was written
+            stop.check()
+            clear = 0 if workers.others_on_device(ledger, seat.worker) else clear + 1
+            time.sleep(POLL_SECONDS / 4)
+        workers.want_alone(ledger, seat.worker, 2)
+        gc.collect()
+        yield
+    finally:
+        workers.want_alone(ledger, seat.worker, 0)
+
+
+def _check_code(study: optuna.Study, show: Show) -> None:
+    """Warn of other versions than the study began with; refuse code that reads its space differently.
+
+    Raises:
+        UserError: the study's definition means something else to this code.
+    """
+    studies.refuse_other_reading(study)
+    if other := differences(study.user_attrs["environment"], environment()):
+        show(Note(f"warning: the study began with {other}; scores may differ a little"))
+
+
+__all__ = ["UserError", "WorkerOptions", "bug_text", "work"]

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from data import cifar10, digits, source
+from data import cifar10, digits, folders, source
 from data.errors import DataError
 
 Pixels = Callable[[Tensor], list[bytes]]
@@ -165,12 +165,12 @@ def test_the_data_folder_is_the_one_given_else_the_environments_else_in_the_cach
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SEARCH_DATA_DIR", str(tmp_path / "environment"))
-    assert source.data_folder(tmp_path / "given") == tmp_path / "given"
-    assert source.data_folder(None) == tmp_path / "environment"
+    assert folders.data_folder(tmp_path / "given") == tmp_path / "given"
+    assert folders.data_folder(None) == tmp_path / "environment"
     monkeypatch.setenv("SEARCH_DATA_DIR", "")
-    assert source.data_folder(None) == tmp_path / "cache" / "block-search" / "data"
+    assert folders.data_folder(None) == tmp_path / "cache" / "block-search" / "data"
     monkeypatch.delenv("SEARCH_DATA_DIR")
-    assert source.data_folder(None) == tmp_path / "cache" / "block-search" / "data"
+    assert folders.data_folder(None) == tmp_path / "cache" / "block-search" / "data"
 
 
 def test_the_cache_lies_in_the_home_folder_without_xdg_cache_home(
@@ -178,7 +178,7 @@ def test_the_cache_lies_in_the_home_folder_without_xdg_cache_home(
 ) -> None:
     for unset in (lambda: monkeypatch.setenv("XDG_CACHE_HOME", ""), lambda: monkeypatch.delenv("XDG_CACHE_HOME")):
         unset()
-        assert source.cache_folder() == tmp_path / "home" / ".cache" / "block-search"
+        assert folders.cache_folder() == tmp_path / "home" / ".cache" / "block-search"
 
 
 def test_a_folder_name_may_start_at_home(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from model.device import autocast_dtype, bf16_pays, describe_device, keep_freed_
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "", "tpu:0"])
 def test_unknown_devices_are_refused_with_the_choices(name: str) -> None:
-    with pytest.raises(ConfigError, match="choose auto, cpu, cuda or cuda:N"):
+    with pytest.raises(ConfigError, match="choose auto, cpu, cuda, cuda:N or cuda:N,M"):
         resolve_device(name)
 
 

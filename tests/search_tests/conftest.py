@@ -1,6 +1,8 @@
 import io
+import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -11,7 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from search.cli import main
+from search.errors import USER_ERRORS
+from search.launch import Team
+from search.process import this_process
+from search.stop import Stop, StoppedError
 from search.storage import storage_url
+from search.worker import WorkerOptions, work
 from support.command import Command, Ended
 
 TINY = """
@@ -62,9 +69,58 @@ def tiny(home: Path) -> Path:
     return path
 
 
+class ThreadChild:
+    """A worker in a thread of this process, in place of a process: torch need not be imported again for every test."""
+
+    def __init__(self, team: Team, number: int) -> None:
+        self.pid = os.getpid()
+        self._status: int | None = None
+        self._stop = Stop()
+        words = dict(zip(team.words[::2], team.words[1::2], strict=True))
+        self._options = WorkerOptions(
+            storage=team.storage,
+            name=words["--name"],
+            device=team.devices[number],
+            data_dir=Path(words["--data-dir"]),
+            out=Path(words["--out"]),
+            number=number,
+            launcher=this_process().key,
+        )
+        self._log = team.log(number)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            work(self._options, lambda _: None, self._stop)
+            self._status = 0
+        except StoppedError:
+            self._status = 130
+        except Exception as error:  # noqa: BLE001  (as a process would end)
+            self._log.write_text(f"search: {error}\n")
+            self._status = 2 if isinstance(error, USER_ERRORS) else 1
+
+    def poll(self) -> int | None:
+        return self._status
+
+    def terminate(self) -> None:
+        self._stop.request("preempted: asked to go")
+
+    def kill(self) -> None:
+        self.terminate()
+
+
 @pytest.fixture
-def search(home: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """``python -m search``, run in this process."""
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are threads of this process."""
+    monkeypatch.setattr("search.launch.spawn", ThreadChild)
+    monkeypatch.setattr("search.run.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("search.worker.POLL_SECONDS", 0.05)
+
+
+@pytest.fixture
+def search(home: Path, threads: None, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """``python -m search``, run in this process, its workers in threads."""
 
     def call(*words: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["search", *map(str, words)])

@@ -29,7 +29,7 @@ def refused(search: Command, *words: object) -> str:
         (("run", "--dataset", "imagenet"), "unknown data set 'imagenet'; choose auto, cifar10, digits or folder:DIR"),
         (("run", "--dataset", "folder:absent"), "folder:absent is not a folder"),
         (("run", "--device", "cuda:7"), "cuda:7 is not there: this machine has"),
-        (("run", "--device", "gpu"), "unknown device 'gpu'; choose auto, cpu, cuda or cuda:N"),
+        (("run", "--device", "gpu"), "unknown device 'gpu'; choose auto, cpu, cuda, cuda:N or cuda:N,M"),
         (("run", "--name", "a/b"), "'a/b' cannot name a study"),
         (("run", "--name", ""), "'' cannot name a study"),
         (("run", "--storage", "mysql://u:secretword@h/d"), "storage driver 'mysql' is not supported"),
@@ -110,7 +110,6 @@ def test_status_of_studies_that_are_not_there(search: Command, tiny: Path) -> No
 def test_nothing_to_retrain_is_a_failed_run_not_wrong_input(
     search: Command, tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.worker.search", None)
     tiny.write_text(
         tiny.read_text().replace("low = 0.01, high = 0.2", "low = 50.0, high = 100.0").replace("lr = 0.1", "")
     )

@@ -141,26 +141,25 @@ def holder(any_storage: URL) -> "Callable[[], multiprocessing.context.SpawnProce
     return start
 
 
-def test_a_study_is_held_by_one_process_and_let_go_when_that_dies(
+def test_what_is_held_is_let_go_when_its_holder_dies(
     any_storage: URL, holder: "Callable[[], multiprocessing.context.SpawnProcess]"
 ) -> None:
     open_storage(any_storage).engine.dispose()
     process = holder()
-    with pytest.raises(UserError, match="study 'one' is being run by another process"), exclusive(any_storage, "one"):
-        pass
-    with exclusive(any_storage, "two"):
-        pass
+    with exclusive(any_storage, "one", wait=False) as held:
+        assert not held
+    with exclusive(any_storage, "two", wait=False) as held:
+        assert held
     process.kill()
     process.join()
     _eventually(lambda: _can_hold(any_storage))
+    with exclusive(any_storage, "one") as held:
+        assert held
 
 
 def _can_hold(url: URL) -> bool:
-    try:
-        with exclusive(url, "one"):
-            return True
-    except UserError:
-        return False
+    with exclusive(url, "one", wait=False) as held:
+        return held
 
 
 def _eventually(check: Callable[[], bool], seconds: float = 20) -> None:

@@ -11,9 +11,10 @@ from search.events import (
     Note,
     RetrainEpoch,
     RetrainStarted,
-    SearchStarted,
+    SearchProgress,
     TrialFinished,
     TrialStarted,
+    WorkerAt,
 )
 from search.ledger import Budget
 from search.view import Eta, LiveScreen, duration, view
@@ -23,16 +24,17 @@ BEST = Best(3, 0.75, 1_000_000)
 
 
 def counted(complete: int, pruned: int = 0) -> Budget:
-    return Budget(8, complete, pruned, failed_attempts=1, running=0, waiting=0)
+    return Budget(8, complete, pruned, infeasible=0, failed_attempts=1, running=0, waiting=0)
 
 
 EVENTS: list[Event] = [
-    SearchStarted(counted(1), BEST),
+    SearchProgress(counted(1), BEST),
     TrialStarted(4, {"lr": 0.123456, "blocks": 3}, 1000, 5),
-    EpochFinished(4, EPOCH, 5),
-    TrialFinished(4, "pruned", 0.6, 2, 61.0, "pruned", counted(1, 1), BEST),
+    EpochFinished(4, 2, 5, 0.625, 1234.0),
+    SearchProgress(counted(1, 1), BEST, (WorkerAt("h:1", "GPU 7", "working", 4),)),
+    TrialFinished(4, "pruned", 0.6, 2, 61.0, None),
     TrialStarted(5, {"lr": 0.1}, 1000, 5),
-    TrialFinished(5, "failed", None, 0, 1.0, "out of memory", counted(1, 1), BEST),
+    TrialFinished(5, "failed", None, 0, 1.0, "out of memory"),
     Note("something [to] know"),
     RetrainStarted(3, 7, 50_000),
     RetrainEpoch(EPOCH, 7),
@@ -45,10 +47,10 @@ def test_without_a_terminal_every_event_is_a_line() -> None:
         for event in EVENTS:
             show(event)
     lines = [line.partition("  ")[2] for line in out.getvalue().splitlines()]
-    assert len(lines) == len(EVENTS)
+    assert len(lines) == len(EVENTS) - 1  # of the whole picture the first alone
     assert lines[0] == "search: 1 of 8 configurations done; best so far: trial 3, 75.00 %, 1,000,000 parameters"
     assert lines[1] == "trial 4: lr 0.1235, blocks 3 (1,000 parameters)"
-    assert lines[2] == "trial 4: epoch 2/5  accuracy 62.50 %  loss 1.250  1,234 images/s"
+    assert lines[2] == "trial 4: epoch 2/5, accuracy 62.50 %, 1,234 images/s"
     assert lines[3].startswith("trial 4: pruned at 60.00 % after 2 epochs, 1 min 1 s; 2/8 done; best trial 3")
     assert lines[3].endswith("left")
     assert lines[5].startswith("trial 5: failed (out of memory), 1 s; 2/8 done")
@@ -57,9 +59,11 @@ def test_without_a_terminal_every_event_is_a_line() -> None:
 
 
 def test_a_terminal_shows_a_live_picture() -> None:
-    screen = LiveScreen(Eta())
+    eta = Eta()
+    screen = LiveScreen(eta)
     pictures = []
     for event in EVENTS:
+        eta.note(event)
         screen.note(event)
         out = io.StringIO()
         Console(file=out, width=120).print(screen)
@@ -69,10 +73,24 @@ def test_a_terminal_shows_a_live_picture() -> None:
     assert "trial 4: lr 0.1235, blocks 3" in pictures[1]
     assert "first epoch" in pictures[1]
     assert "epoch 2/5, accuracy 62.50 %, 1,234 images/s" in pictures[2]
-    assert "trial 4" not in pictures[3]
-    assert "best so far: trial 3, 75.00 %" in pictures[3]
-    assert "2/7" in pictures[8]
-    assert "left" in pictures[8]
+    assert "trial 4" not in pictures[4]
+    assert "best so far: trial 3, 75.00 %" in pictures[4]
+    assert "2/7" in pictures[9]
+    assert "left" in pictures[9]
+
+
+def test_the_picture_names_each_trials_device_where_there_are_several() -> None:
+    eta = Eta()
+    screen = LiveScreen(eta)
+    workers = tuple(WorkerAt(f"h:{number}", f"GPU {number}", "working", number) for number in range(12))
+    for event in [SearchProgress(counted(1), BEST, workers), *(TrialStarted(n, {"lr": 0.1}, 9, 5) for n in range(12))]:
+        eta.note(event)
+        screen.note(event)
+    out = io.StringIO()
+    Console(file=out, width=120).print(screen)
+    assert "GPU 7" in out.getvalue()
+    assert "GPU 8" not in out.getvalue()
+    assert "and 4 more" in out.getvalue()
 
 
 def test_the_live_view_leaves_finished_trials_on_the_screen() -> None:
@@ -93,10 +111,10 @@ def test_durations_as_a_person_says_them(seconds: float, text: str) -> None:
 
 
 def test_time_left_counts_only_this_runs_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 100.0, 120.0])
+    clock = iter([0.0, 100.0])
     monkeypatch.setattr("search.view.time.monotonic", lambda: next(clock))
     eta = Eta()
-    eta.note(SearchStarted(counted(4), None))
+    eta.note(SearchProgress(counted(4), None))
     assert eta.text() == ""
-    eta.note(TrialFinished(4, "complete", 0.6, 2, 20.0, None, counted(5), BEST))
-    assert eta.text() == "about 1 min 0 s left"
+    eta.note(SearchProgress(counted(5), BEST))
+    assert eta.text() == "about 5 min 0 s left"

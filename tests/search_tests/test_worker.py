@@ -1,6 +1,8 @@
-"""The loop over trials, with trainings replaced where a fault must happen on cue."""
+"""One worker's loop over slots, with trainings replaced where a fault must happen on cue."""
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,20 @@ from optuna.trial import TrialState
 import search.trial
 from data.split import Split, load_split
 from model.config import FitConfig
-from model.fit import NonFiniteLossError
+from model.fit import FitState, NonFiniteLossError
 from model.result import EpochResult
 from search import study as studies
-from search.errors import RunError
-from search.events import Event, TrialFinished
-from search.ledger import CAUSE, budget
-from search.storage import open_storage, storage_url
+from search.errors import RunError, UserError
+from search.events import Event, Note, TrialFinished
+from search.ledger import CAUSE, FAULT, SLOT, Ledger, budget, open_ledger, request
+from search.stop import Stop, StoppedError
+from search.storage import PersistentStorage, open_storage, storage_url
 from search.study import DatasetRecord, StudyRecord
 from search.study_file import PrunerConfig, StudyConfig, find_study
-from search.worker import search as work
+from search.worker import WorkerOptions, work
+from search.workers import listed
+
+STORAGE = "sqlite:///worker.db"
 
 
 @pytest.fixture
@@ -34,18 +40,45 @@ def config(tiny: Path) -> StudyConfig:
     return find_study(str(tiny))[1]
 
 
-def new_study(config: StudyConfig, name: str = "s") -> optuna.Study:
-    record = StudyRecord(name, config, DatasetRecord("digits", "f", ("0", "1"), 9, 1, False))
-    return studies.create(open_storage(storage_url("sqlite:///worker.db")), record, {})
+@pytest.fixture
+def storage(home: Path) -> Iterator[PersistentStorage]:
+    storage = open_storage(storage_url(STORAGE))
+    yield storage
+    storage.engine.dispose()
+
+
+@pytest.fixture
+def new_study(storage: PersistentStorage, split: Split) -> Callable[..., tuple[optuna.Study, Ledger]]:
+    """Creates a study on digits with its budget."""
+
+    def create(config: StudyConfig, name: str = "s") -> tuple[optuna.Study, Ledger]:
+        record = StudyRecord(name, config, DatasetRecord("digits", split.fingerprint, split.classes, 9, 1, False))
+        studies.create(storage, record, {})
+        ledger, study = open_ledger(storage, name, config.workers)
+        request(ledger, config.trials, len(config.start))
+        return study, ledger
+
+    return create
+
+
+def run_worker(
+    name: str = "s",
+    max_trials: int | None = None,
+    stop: Stop | None = None,
+    show: Callable[[Event], None] | None = None,
+) -> int:
+    options = WorkerOptions(storage_url(STORAGE), name, "cpu", Path("none"), Path("out"), max_trials=max_trials)
+    return work(options, show or (lambda _: None), stop or Stop())
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
     """Replace the training by ``script(call)``, which gives the accuracies of its epochs or raises."""
     calls = iter(range(1000))
 
-    def fit(network: object, split: object, config: FitConfig) -> Iterator[EpochResult]:
+    def fit(network: object, split: object, config: FitConfig, *, state: FitState) -> Iterator[EpochResult]:
         call = next(calls)
-        for epoch, accuracy in enumerate(script(call), start=1):
+        for epoch, accuracy in list(enumerate(script(call), start=1))[state.epoch :]:
+            state.epoch = epoch
             yield EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 100.0, 0.1, 0.1)
 
     monkeypatch.setattr(search.trial, "fit", fit)
@@ -55,12 +88,17 @@ def outcomes(events: list[Event]) -> list[str]:
     return [event.outcome for event in events if isinstance(event, TrialFinished)]
 
 
-def test_a_trial_stores_what_a_reader_needs(config: StudyConfig, split: Split) -> None:
-    study = new_study(config)
-    assert work(study, config, split, lambda _: None, timeout=None).finished
+NewStudy = Callable[..., tuple[optuna.Study, Ledger]]
+
+
+def test_a_trial_stores_what_a_reader_needs(config: StudyConfig, new_study: NewStudy) -> None:
+    study, _ = new_study(config)
+    assert run_worker() == 4
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
-    for trial in study.trials:
+    for number, trial in enumerate(study.trials):
         attributes = trial.user_attrs
+        assert attributes[SLOT] == number
+        assert attributes["worker"].rpartition(":")[0]
         assert attributes["parameters"] > 0
         assert attributes["flops"] > 0
         assert attributes["seconds"] > 0
@@ -68,65 +106,73 @@ def test_a_trial_stores_what_a_reader_needs(config: StudyConfig, split: Split) -
         assert attributes["peak_memory_bytes"] > 2**20
         assert attributes["config"]["fit"]["epochs"] == 2
         assert attributes["config"]["network"]["widths"][0] == trial.params["width"]
+        assert [epoch["validation_accuracy"] for epoch in attributes["curve"]] == list(
+            trial.intermediate_values.values()
+        )
         assert list(trial.intermediate_values) == [1, 2]
         assert trial.value == trial.intermediate_values[2]
     assert study.trials[0].params["blocks"] == 2
     assert study.trials[0].params["lr"] == 0.1
+    assert not list(Path("out/checkpoints").iterdir())
 
 
-def test_known_good_configurations_come_first_and_once(config: StudyConfig, split: Split) -> None:
-    study = new_study(config)
-    again = new_study(config)
-    assert [trial.system_attrs["fixed_params"] for trial in again.trials] == [{"blocks": 2, "lr": 0.1}]
-    work(study, config, split, lambda _: None, timeout=None)
-    studies.update(study, config)
-    assert budget(study, 4).waiting == 0
+def test_known_good_configurations_come_first_and_once(config: StudyConfig, new_study: NewStudy) -> None:
+    new_study(config)
+    study, ledger = new_study(config)
+    request(ledger, config.trials, len(config.start))
+    run_worker()
+    assert [trial.user_attrs.get("start") for trial in study.trials] == [0, None, None, None]
+    assert study.trials[0].system_attrs["fixed_params"] == {"blocks": 2, "lr": 0.1}
+    studies.update(study, config.model_copy(update={"trials": 6, "start": (*config.start, {"blocks": 1})}))
+    request(ledger, 6, 2)
+    run_worker()
+    assert [trial.user_attrs.get("start") for trial in study.trials[4:]] == [1, None]
+    assert study.trials[4].params["blocks"] == 1
 
 
-def test_two_studies_with_one_seed_are_the_same_study(config: StudyConfig, split: Split) -> None:
-    first, second = new_study(config, "a"), new_study(config, "b")
-    for study in (first, second):
-        work(study, config, split, lambda _: None, timeout=None)
+def test_two_studies_with_one_seed_are_the_same_study(config: StudyConfig, new_study: NewStudy) -> None:
+    (first, _), (second, _) = new_study(config, "a"), new_study(config, "b")
+    for name in ("a", "b"):
+        run_worker(name)
     assert [t.params for t in first.trials] == [t.params for t in second.trials]
     assert [t.intermediate_values for t in first.trials] == [t.intermediate_values for t in second.trials]
-    other = config.model_copy(update={"seed": 1})
-    third = new_study(other, "c")
-    work(third, other, split, lambda _: None, timeout=None)
+    third, _ = new_study(config.model_copy(update={"seed": 1}), "c")
+    run_worker("c")
     assert [t.params for t in first.trials] != [t.params for t in third.trials]
 
 
-def test_an_interrupted_study_goes_on_as_if_it_had_not_been(config: StudyConfig, split: Split) -> None:
-    whole, parted = new_study(config, "whole"), new_study(config, "parted")
-    work(whole, config, split, lambda _: None, timeout=None)
-    for trials in (1, 3, 4):
-        work(parted, config.model_copy(update={"trials": trials}), split, lambda _: None, timeout=None)
+def test_an_interrupted_study_goes_on_as_if_it_had_not_been(config: StudyConfig, new_study: NewStudy) -> None:
+    (whole, _), (parted, _) = new_study(config, "whole"), new_study(config, "parted")
+    run_worker("whole")
+    for trials in (1, 2, None):
+        run_worker("parted", max_trials=trials)
     assert [t.params for t in whole.trials] == [t.params for t in parted.trials]
     assert [t.value for t in whole.trials] == [t.value for t in parted.trials]
 
 
-def test_a_bad_trial_is_pruned(config: StudyConfig, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_trial_is_pruned(config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     pruner = PrunerConfig(kind="median", startup_trials=2, warmup_epochs=0)
-    config = config.model_copy(update={"pruner": pruner})
     scripted(monkeypatch, lambda call: [0.1, 0.2] if call == 3 else [0.5, 0.6])
-    study, events = new_study(config), []
-    work(study, config, split, events.append, timeout=None)
+    study, _ = new_study(config.model_copy(update={"pruner": pruner}))
+    events: list[Event] = []
+    run_worker(show=events.append)
     assert outcomes(events) == ["complete"] * 3 + ["pruned"]
     assert study.trials[3].state == TrialState.PRUNED
     assert study.trials[3].intermediate_values == {1: 0.1}
 
 
 def test_without_a_pruner_every_trial_runs_to_its_end(
-    config: StudyConfig, split: Split, monkeypatch: pytest.MonkeyPatch
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config.model_copy(update={"pruner": PrunerConfig(kind="none", startup_trials=0, warmup_epochs=0)})
     scripted(monkeypatch, lambda call: [0.5 / (call + 1)] * 2)
+    new_study(config.model_copy(update={"pruner": PrunerConfig(kind="none", startup_trials=0, warmup_epochs=0)}))
     events: list[Event] = []
-    work(new_study(config), config, split, events.append, timeout=None)
+    run_worker(show=events.append)
     assert outcomes(events) == ["complete"] * 4
 
 
 def test_divergence_is_a_result_with_its_cause(
-    config: StudyConfig, split: Split, monkeypatch: pytest.MonkeyPatch
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def script(call: int) -> list[float]:
         if call == 1:
@@ -134,11 +180,12 @@ def test_divergence_is_a_result_with_its_cause(
         return [0.5, 0.5]
 
     scripted(monkeypatch, script)
-    study = new_study(config)
-    assert work(study, config, split, lambda _: None, timeout=None).finished
-    count = budget(study, 4)
-    assert (count.complete, count.pruned, count.failed_attempts) == (3, 1, 0)
+    study, ledger = new_study(config)
+    assert run_worker() == 4
+    count = budget(ledger)
+    assert (count.complete, count.pruned, count.infeasible, count.failed_attempts) == (3, 1, 0, 0)
     assert study.trials[1].user_attrs[CAUSE].startswith("non-finite loss")
+    assert study.trials[1].user_attrs[FAULT] == "non-finite loss"
 
 
 def allocator_error() -> Exception:
@@ -150,68 +197,354 @@ def allocator_error() -> Exception:
     raise AssertionError("this machine has an exabyte of memory")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), allocator_error()])
-def test_out_of_memory_is_a_failed_attempt_never_a_score(
-    config: StudyConfig, split: Split, monkeypatch: pytest.MonkeyPatch, error: Exception
+MEMORY_ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no memory"), allocator_error()]
+
+
+@pytest.mark.parametrize("error", MEMORY_ERRORS)
+def test_what_does_not_fit_is_tried_once_more_with_its_parameters(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def script(call: int) -> list[float]:
-        if call == 0:
+        if call == 1:
             raise error
         return [0.5, 0.5]
 
     scripted(monkeypatch, script)
-    study = new_study(config)
-    assert work(study, config, split, lambda _: None, timeout=None).finished
-    assert study.trials[0].state == TrialState.FAIL
-    assert study.trials[0].value is None
-    assert study.trials[0].user_attrs[CAUSE].startswith("out of memory")
-    assert (budget(study, 4).done, budget(study, 4).failed_attempts) == (4, 1)
+    study, ledger = new_study(config)
+    assert run_worker() == 4
+    failed, again = study.trials[1:3]
+    assert failed.state == TrialState.FAIL
+    assert failed.value is None
+    assert failed.user_attrs[FAULT] == "out of memory"
+    assert again.state == TrialState.COMPLETE
+    assert (again.params, again.user_attrs[SLOT]) == (failed.params, failed.user_attrs[SLOT])
+    count = budget(ledger)
+    assert (count.done, count.failed_attempts, count.infeasible) == (4, 1, 0)
 
 
-def test_a_bug_stops_the_run_after_three_in_a_row_with_the_traceback_kept(
-    config: StudyConfig, split: Split, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", MEMORY_ERRORS)
+def test_what_does_not_fit_alone_either_is_infeasible_and_never_a_score(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def script(call: int) -> Iterator[float]:
+        if call in (1, 2):
+            yield from (0.9,)
+            raise error
+        yield from (0.5, 0.5)
+
+    def lazily(monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = iter(range(1000))
+
+        def fit(network: object, split: object, config: FitConfig, *, state: FitState) -> Iterator[EpochResult]:
+            for epoch, accuracy in enumerate(script(next(calls)), start=1):
+                state.epoch = epoch
+                yield EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 100.0, 0.1, 0.1)
+
+        monkeypatch.setattr(search.trial, "fit", fit)
+
+    lazily(monkeypatch)
+    study, ledger = new_study(config)
+    assert run_worker() == 4
+    infeasible = study.trials[2]
+    assert infeasible.state == TrialState.PRUNED
+    assert infeasible.value is None
+    assert infeasible.user_attrs[FAULT] == "infeasible"
+    assert infeasible.constraints == {"fits into memory": 1.0}
+    count = budget(ledger)
+    assert (count.complete, count.pruned, count.infeasible, count.failed_attempts) == (3, 1, 1, 1)
+    best = studies.best_trial(study)
+    assert best is not None
+    assert best.value == 0.5
+
+
+def test_a_broken_configuration_gives_way_to_another_one(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def script(call: int) -> list[float]:
-        if call >= 2:
+        if call in (1, 2):
+            raise ZeroDivisionError("this network cannot be built")
+        return [0.5, 0.5]
+
+    scripted(monkeypatch, script)
+    study, ledger = new_study(config)
+    assert run_worker() == 4
+    first, second, other = study.trials[1:4]
+    assert [trial.user_attrs[SLOT] for trial in (first, second, other)] == [1, 1, 1]
+    assert first.params == second.params != other.params
+    assert first.user_attrs[FAULT] == "error"
+    assert (budget(ledger).complete, budget(ledger).failed_attempts) == (4, 2)
+
+
+def test_a_bug_stops_the_worker_after_five_in_a_row_with_the_traceback_kept(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(call: int) -> list[float]:
+        if call >= 1:
             raise ZeroDivisionError("a bug")
         return [0.5, 0.5]
 
     scripted(monkeypatch, script)
-    study = new_study(config)
-    with pytest.raises(RunError, match="3 trials in a row failed, the last one with: ZeroDivisionError: a bug"):
-        work(study, config, split, lambda _: None, timeout=None)
-    assert budget(study, 4).failed_attempts == 3
+    study, ledger = new_study(config)
+    with pytest.raises(RunError, match="5 attempts in a row failed, the last one with: ZeroDivisionError: a bug"):
+        run_worker()
+    count = budget(ledger)
+    assert (count.done, count.failed_attempts, count.running, count.waiting) == (1, 5, 0, 3)
     assert "in script" in study.trials[-1].user_attrs["traceback"]
+    with pytest.raises(RunError, match="attempts in a row failed"):
+        run_worker()
+    assert budget(ledger).failed_attempts == 6
 
 
-def test_the_time_limit_hands_the_trial_back_between_epochs(
-    config: StudyConfig, split: Split, monkeypatch: pytest.MonkeyPatch
+def test_a_broken_gpu_ends_its_worker_and_no_other(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted(monkeypatch, lambda _: [0.5, 0.5])
-    clock = iter([0.0, 1.0, 2.0, 3.0, 11.0, 12.0, 13.0])
-    monkeypatch.setattr("search.worker.time.monotonic", lambda: next(clock))
-    study, events = new_study(config), []
-    end = work(study, config, split, events.append, timeout=10)
-    assert not end.finished
-    assert outcomes(events) == ["complete", "handed back"]
-    assert study.trials[1].user_attrs[CAUSE] == "time is up"
-    assert budget(study, 4).waiting == 1
-    monkeypatch.undo()
-    assert work(study, config, split, events.append, timeout=None).finished
-    assert study.trials[2].params == study.trials[1].params
-    assert budget(study, 4).done == 4
-
-
-def test_ctrl_c_hands_the_trial_back(config: StudyConfig, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     def script(call: int) -> list[float]:
         if call == 1:
-            raise KeyboardInterrupt
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return [0.5, 0.5]
 
     scripted(monkeypatch, script)
-    study = new_study(config)
-    with pytest.raises(KeyboardInterrupt):
-        work(study, config, split, lambda _: None, timeout=None)
-    assert budget(study, 4).waiting == 1
-    assert budget(study, 4).running == 0
-    assert study.trials[1].user_attrs[CAUSE] == "interrupted"
+    _, ledger = new_study(config)
+    with pytest.raises(RunError, match="GPU cannot be used by this process any more"):
+        run_worker()
+    assert run_worker() == 3
+    assert budget(ledger).done == 4
+
+
+def test_a_worker_asked_to_go_hands_its_trial_back(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+
+    def script(call: int) -> list[float]:
+        if call == 1:
+            stop.request("preempted: somebody said so")
+        return [0.5, 0.5]
+
+    study, ledger = new_study(config)
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        scripted(patched, script)
+        run_worker(stop=stop)
+    count = budget(ledger)
+    assert (count.done, count.waiting, count.running, count.failed_attempts) == (1, 3, 0, 1)
+    assert study.trials[1].user_attrs[CAUSE] == "preempted: somebody said so"
+    assert study.trials[1].user_attrs[FAULT] == "preempted"
+    assert [row.state for row in listed(ledger)] == ["left"]
+    assert run_worker() == 3
+    assert study.trials[2].params == study.trials[1].params
+
+
+def test_a_trial_goes_on_after_its_last_attempts_last_epoch(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole, _), (parted, ledger) = new_study(config, "whole"), new_study(config, "parted")
+    run_worker("whole")
+    stop, notes = Stop(), []
+
+    def show(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    real = search.trial.save_checkpoint
+
+    def save_and_stop(path: Path, network: Any, state: FitState, about: Any) -> None:
+        real(path, network, state, about)
+        if state.epoch == 1:
+            stop.request("preempted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search.trial, "save_checkpoint", save_and_stop)
+        with pytest.raises(StoppedError):
+            run_worker("parted", stop=stop)
+    run_worker("parted", show=show)
+    assert "trial 1 goes on after epoch 1, from its last attempt's checkpoint" in notes
+    first, second = parted.trials[:2]
+    assert list(first.intermediate_values) == [1]
+    assert list(second.intermediate_values) == [1, 2]
+    assert [trial.intermediate_values for trial in parted.trials[1:]] == [t.intermediate_values for t in whole.trials]
+    assert [trial.params for trial in parted.trials[1:]] == [trial.params for trial in whole.trials]
+    assert budget(ledger).done == 4
+
+
+@pytest.mark.parametrize("damage", ["absent", "truncated", "of other images"])
+def test_without_its_checkpoint_a_trial_starts_afresh(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    (whole, _), (parted, _) = new_study(config, "whole"), new_study(config, "parted")
+    run_worker("whole")
+    stop = Stop()
+    real = search.trial.save_checkpoint
+
+    def save_and_stop(path: Path, network: Any, state: FitState, about: Any) -> None:
+        if damage == "of other images":
+            about = {**about, "identity": {**about["identity"], "images": "others"}}
+        real(path, network, state, about)
+        stop.request("preempted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search.trial, "save_checkpoint", save_and_stop)
+        with pytest.raises(StoppedError):
+            run_worker("parted", stop=stop)
+    (checkpoint,) = Path("out/checkpoints").iterdir()
+    if damage == "absent":
+        checkpoint.unlink()
+    if damage == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    run_worker("parted")
+    assert [t.intermediate_values for t in parted.trials[1:]] == [t.intermediate_values for t in whole.trials]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_warning(config: StudyConfig, new_study: NewStudy) -> None:
+    Path("out").write_text("a file where the folder should be")
+    _, ledger = new_study(config)
+    notes: list[Event] = []
+    assert run_worker(show=lambda event: notes.append(event)) == 4
+    assert any(isinstance(note, Note) and "no checkpoint" in note.text for note in notes)
+    assert budget(ledger).done == 4
+
+
+def test_a_worker_whose_lease_went_to_another_writes_nothing_more(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a minute in which the machine was asleep."""
+    study, ledger = new_study(config.model_copy(update={"trials": 1, "start": ()}))
+    first_has_begun, second_is_done = threading.Event(), threading.Event()
+
+    def script(call: int) -> Iterator[float]:
+        yield 0.5
+        if call == 0:
+            first_has_begun.set()
+            assert second_is_done.wait(60)
+        yield 0.7 if call == 0 else 0.6
+
+    calls = iter(range(1000))
+
+    def fit(network: object, split: object, config: FitConfig, *, state: FitState) -> Iterator[EpochResult]:
+        for epoch, accuracy in enumerate(script(next(calls)), start=1):
+            state.epoch = epoch
+            yield EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 100.0, 0.1, 0.1)
+
+    monkeypatch.setattr(search.trial, "fit", fit)
+    monkeypatch.setattr(search.trial, "read_about", lambda _: None)
+    notes: list[Event] = []
+    done: list[int] = []
+    sleeper = threading.Thread(target=lambda: done.append(run_worker(show=notes.append)))
+    sleeper.start()
+    assert first_has_begun.wait(60)
+    from search.workers import bury
+
+    (row,) = listed(ledger)
+    bury(ledger, row.id, "taken for dead")
+    assert run_worker() == 1
+    second_is_done.set()
+    sleeper.join(60)
+    assert done == [0]
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert study.trials[0].intermediate_values == {1: 0.5}
+    assert study.trials[1].value == 0.6
+    assert "taken for dead" in study.trials[0].user_attrs[CAUSE]
+    assert budget(ledger).done == 1
+    assert any(isinstance(note, Note) and "went to another worker" in note.text for note in notes)
+
+
+def test_a_worker_alone_on_its_device_waits_for_the_others(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What did not fit beside a neighbour is tried again only when the neighbour is done, and then nobody else is."""
+    monkeypatch.setattr("search.worker.POLL_SECONDS", 0.05)
+    _, ledger = new_study(config.model_copy(update={"trials": 6, "start": ()}))
+    busy, beside, lock = 0, [], threading.Lock()
+    failed: list[int] = []
+
+    def fit(network: object, split: object, config: FitConfig, *, state: FitState) -> Iterator[EpochResult]:
+        nonlocal busy
+        with lock:
+            busy += 1
+            fails = busy == 2 and not failed
+            failed.extend([config.seed] * fails)
+        try:
+            if fails:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            for epoch in (1, 2):
+                time.sleep(0.2)
+                if config.seed in failed:
+                    beside.append(busy)
+                state.epoch = epoch
+                yield EpochResult(epoch, 1.0, 0.5, 1.0, 0.5, 100.0, 0.1, 0.1)
+        finally:
+            with lock:
+                busy -= 1
+
+    monkeypatch.setattr(search.trial, "fit", fit)
+    done: list[int] = []
+    pair = [threading.Thread(target=lambda: done.append(run_worker())) for _ in range(2)]
+    for worker in pair:
+        worker.start()
+    for worker in pair:
+        worker.join(60)
+    assert sum(done) == 6
+    assert beside == [1, 1]
+    assert (budget(ledger).complete, budget(ledger).failed_attempts) == (6, 1)
+
+
+@pytest.mark.parametrize("deaths", [("memory_kills", 2), ("deaths", 10)])
+def test_what_kills_its_worker_again_and_again_is_infeasible(
+    config: StudyConfig, new_study: NewStudy, deaths: tuple[str, int]
+) -> None:
+    from search.tables import SLOTS
+
+    study, ledger = new_study(config)
+    with ledger.engine.begin() as connection:
+        connection.execute(SLOTS.update().where(SLOTS.c.slot == 2).values({deaths[0]: deaths[1]}))
+    assert run_worker() == 4
+    assert study.trials[2].user_attrs[FAULT] == "infeasible"
+    assert budget(ledger).infeasible == 1
+
+
+def test_a_worker_on_other_images_is_refused_and_takes_nothing(config: StudyConfig, new_study: NewStudy) -> None:
+    study, ledger = new_study(config)
+    dataset = study.user_attrs["dataset"]
+    study.set_user_attr("dataset", {**dataset, "fingerprint": "0" * 64})
+    with pytest.raises(UserError, match="was begun on other images"):
+        run_worker()
+    assert budget(ledger).waiting == 4
+    (row,) = listed(ledger)
+    assert row.farewell is not None
+    assert "other images" in row.farewell
+
+
+def test_a_worker_without_the_images_is_refused_and_takes_nothing(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data.errors import DataError
+
+    study, ledger = new_study(config)
+    study.set_user_attr("dataset", {**study.user_attrs["dataset"], "name": "cifar10"})
+    monkeypatch.setattr("data.cifar10.can_fetch", lambda _: False)
+    with pytest.raises(DataError, match="no CIFAR-10 in none"):
+        run_worker()
+    assert budget(ledger).waiting == 4
+
+
+def test_code_that_reads_the_space_differently_is_refused(config: StudyConfig, new_study: NewStudy) -> None:
+    study, _ = new_study(config)
+    definition = study.user_attrs["definition"]
+    study.set_user_attr("space_hash", "another")
+    with pytest.raises(UserError, match="made by another version of this project"):
+        run_worker()
+    study.set_user_attr("definition", {**definition, "novelty": 1})
+    with pytest.raises(UserError, match="made by another version of this project"):
+        run_worker()
+
+
+def test_other_versions_are_a_warning(config: StudyConfig, new_study: NewStudy) -> None:
+    study, _ = new_study(config)
+    study.set_user_attr("environment", {"torch": "1.0", "commit": "unknown"})
+    notes: list[Event] = []
+    run_worker(show=notes.append)
+    assert any(isinstance(note, Note) and "the study began with torch 1.0" in note.text for note in notes)
+
+
+def test_a_worker_for_a_study_that_is_not_there(storage: PersistentStorage) -> None:
+    with pytest.raises(UserError, match="no study 's': this storage has no study yet"):
+        run_worker()

@@ -1,0 +1,33 @@
+FROM python:3.12-slim
+
+LABEL org.opencontainers.image.title="block-search" \
+      org.opencontainers.image.description="Hyperparameter search for the CIFAR-10 block network"
+
+# PYTHONSAFEPATH: `python -m search` takes the installed package, whatever lies in the folder it is started from.
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONSAFEPATH=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+
+# A fixed number, so that the owner of volumes and bind mounts stays the same. Docker gives a new volume the owner of
+# the folder it is mounted on: the folders must be there, and this user's.
+RUN useradd --uid 10001 --user-group --create-home search \
+    && install --directory --owner=search --group=search /work /work/studies /data
+
+WORKDIR /opt/block-search
+
+# Dependencies first: several GB that only a change of pyproject.toml brings in anew. torch's wheels bring CUDA.
+COPY pyproject.toml ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+      > /tmp/requirements.txt \
+    && pip install --no-cache-dir --requirement /tmp/requirements.txt \
+    && rm /tmp/requirements.txt
+
+COPY . ./
+RUN pip install --no-cache-dir --no-deps .
+
+USER 10001:10001
+WORKDIR /work
+ENTRYPOINT ["python", "-m", "search"]
+CMD ["--help"]

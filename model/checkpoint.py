@@ -1,0 +1,138 @@
+"""A training on disk after an epoch, to go on from: one safetensors file; nothing is ever unpickled."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from model.config import ConfigError
+from model.fit import FitState
+
+FORMAT = 1
+GENERATOR = "generator"
+# A metadata text nested too deeply for the JSON reader is a RecursionError.
+DAMAGE = (OSError, ValueError, RecursionError, SafetensorError)
+
+
+def save_checkpoint(path: Path, network: nn.Module, state: FitState, about: Mapping[str, Any]) -> None:
+    """Write a training as it is between two epochs; whole or not at all, in the place of an earlier one.
+
+    Args:
+        path: the file; its folder is made where it is absent.
+        network: on any device.
+        state: this network's.
+        about: what `read_about` shall give back, made of what JSON knows.
+
+    Raises:
+        OSError: it could not be written; an earlier checkpoint is still there.
+        TypeError: ``about`` is no JSON; likewise.
+    """
+    header = json.dumps({"format": FORMAT, "epoch": state.epoch, "about": dict(about)})
+    tensors = _tensors(network, state.optimizer.state_dict()["state"], state.generator)
+    content = save(
+        {name: value.cpu().contiguous() for name, value in tensors.items()}, {"format": "pt", "checkpoint": header}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # there is one after an error only, such as a full disk
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """What `save_checkpoint` was told about the training, without reading a tensor.
+
+    None means "start afresh": the file is absent, cannot be read, is cut short, or is no checkpoint.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _header(file)[1]
+    except DAMAGE:
+        return None
+
+
+def load_checkpoint(path: Path, network: nn.Module, state: FitState) -> None:
+    """Bring a network and its state to where `save_checkpoint` found them.
+
+    Args:
+        path: the file.
+        network: of the same configuration; any weights.
+        state: from `start_state` for this network and the same training, on the same kind of device (a CPU's
+            generator cannot go on as a GPU's).
+
+    Raises:
+        ConfigError: the file cannot be read, or is another network's, optimizer's or device's; network and state
+            are then as they were.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            epoch, _ = _header(file)
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+    except DAMAGE as error:
+        raise ConfigError(f"the checkpoint {path} cannot be read: {' '.join(str(error).split())}") from error
+
+    kept = _empty_optimizer_state(state.optimizer) if epoch else {}
+    places = _tensors(network, kept, state.generator)
+    there, wanted = ({name: (value.shape, value.dtype) for name, value in t.items()} for t in (saved, places))
+    wrong = sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+    if wrong:
+        raise ConfigError(f"the checkpoint {path} is of another training: {len(wrong)} tensors differ, as {wrong[0]!r}")
+    try:
+        torch.Generator(state.generator.device).set_state(saved[GENERATOR])
+    except RuntimeError as error:
+        raise ConfigError(f"the checkpoint {path} is damaged: it holds no generator's state") from error
+
+    # Nothing can be found wrong from here on.
+    for name, place in places.items():
+        place.copy_(saved[name])
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+    state.generator.set_state(saved[GENERATOR])
+    state.epoch = epoch
+
+
+def _header(file: Any) -> tuple[int, dict[str, Any]]:
+    """Epoch and ``about`` of an open safetensors file, or ValueError."""
+    match json.loads((file.metadata() or {}).get("checkpoint", "null")):
+        case {"format": int(number), "epoch": int(epoch), "about": dict(about)} if number == FORMAT:
+            return epoch, about
+    raise ValueError(f"it is no checkpoint of format {FORMAT}")
+
+
+def _tensors(
+    network: nn.Module, kept: Mapping[int, Mapping[str, Tensor]], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """What a checkpoint holds, by name: the network's and the optimizer's own tensors, and the generator's state."""
+    return {
+        **{f"network.{name}": value for name, value in network.state_dict().items()},
+        **{f"optimizer.{row}.{name}": value for row, values in kept.items() for name, value in values.items()},
+        GENERATOR: generator.get_state(),
+    }
+
+
+def _empty_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Unset tensors for what the optimizers of `build_optimizer` keep of every parameter after their first step.
+
+    They lie in memory as the parameters do, which fused optimizers count on.
+    """
+    parameters = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
+    if isinstance(optimizer, torch.optim.AdamW):
+        return {
+            row: {
+                "step": torch.empty((), device=parameter.device),
+                "exp_avg": torch.empty_like(parameter),
+                "exp_avg_sq": torch.empty_like(parameter),
+            }
+            for row, parameter in enumerate(parameters)
+        }
+    if not optimizer.defaults["momentum"]:
+        return {}
+    return {row: {"momentum_buffer": torch.empty_like(parameter)} for row, parameter in enumerate(parameters)}

@@ -1,0 +1,281 @@
+"""The workers that `run` starts on its own machine: how many, how pinned, and what becomes of one that ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy.engine import URL
+
+from search import workers
+from search.errors import RunError, UserError
+from search.ledger import ERRORS_IN_A_ROW, Ledger, errors_in_a_row
+from search.memory_kills import memory_kills
+from search.process import is_dead, place, this_process
+from search.storage import with_password
+from search.workers import WorkerRow
+
+LEAVE_SECONDS = 15.0
+"""How long a worker that was asked to go may take to hand its trial back."""
+
+DASHBOARD_SECONDS = 30.0
+"""How long the start waits for the dashboard's address."""
+
+CRASHES_IN_A_ROW = 5
+"""So many ends of one worker without a word, and no configuration finished by anybody meanwhile: it stays away."""
+
+WRONG_INPUT, INTERRUPTED = 2, 130
+
+
+class Child(Protocol):
+    """What a launcher needs of a worker's process."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Team:
+    """The workers that this machine shall have.
+
+    Attributes:
+        devices: for each worker, what ``--device`` gets.
+        threads: that each may use.
+        words: the rest of the worker's command line.
+        storage: goes by the environment, since it may hold a password.
+        logs: folder of the workers' outputs.
+    """
+
+    devices: tuple[str, ...]
+    threads: int
+    words: tuple[str, ...]
+    storage: URL
+    logs: Path
+
+    def log(self, number: int) -> Path:
+        """What a worker prints."""
+        return self.logs / f"worker-{number}.log"
+
+
+def plan_devices(wanted: int | None, gpus: Sequence[str], per_gpu: int) -> tuple[str, ...]:
+    """The device of each worker.
+
+    Args:
+        wanted: number of workers; None: so many for each GPU as ``per_gpu`` says, or one on the CPU.
+        gpus: the GPUs that may be used, such as ``cuda:0``; none: the CPU is.
+        per_gpu: workers that share a GPU.
+    """
+    if not gpus:
+        return ("cpu",) * (1 if wanted is None else wanted)
+    count = len(gpus) * per_gpu if wanted is None else wanted
+    return tuple(gpus[index % len(gpus)] for index in range(count))
+
+
+def available_cores() -> int:
+    """Cores that this process may use: of its affinity, held to its container's share."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, int(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
+
+
+def spawn(team: Team, number: int) -> Child:
+    """Start a worker as a process of its own session: neither Ctrl-C nor the end of this process ends it."""
+    team.logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "search", "worker", "--device", team.devices[number], *team.words]
+    environment = {
+        "OMP_NUM_THREADS": str(team.threads),  # unless the user says otherwise
+        **os.environ,
+        "SEARCH_STORAGE": with_password(team.storage).render_as_string(hide_password=False),
+        "SEARCH_WORKER_NUMBER": str(number),
+        "SEARCH_WORKER_LAUNCHER": this_process().key,
+    }
+    with team.log(number).open("ab") as log:
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+@contextmanager
+def dashboard(storage: URL, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Serve optuna-dashboard from a process of its own, for as long as the context lasts."""
+    child, text = _start_dashboard(storage, out, port=8080)
+    if child.poll() is not None:
+        child, text = _start_dashboard(storage, out, port=0)  # any free one
+    tell(text.removeprefix(COMPLAINT) or f"the dashboard has not started yet; see {out / 'dashboard.log'}")
+    try:
+        yield
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def _start_dashboard(storage: URL, out: Path, port: int) -> tuple["subprocess.Popen[bytes]", str]:
+    """The process and the first line that it prints."""
+    log = out / "dashboard.log"
+    command = [sys.executable, "-m", "search", "dashboard", "--out", str(out.resolve()), "--port", str(port)]
+    environment = {**os.environ, "SEARCH_STORAGE": with_password(storage).render_as_string(hide_password=False)}
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    until = time.monotonic() + DASHBOARD_SECONDS
+    while time.monotonic() < until and child.poll() is None and b"\n" not in log.read_bytes():
+        time.sleep(0.1)
+    return child, log.read_text(encoding="utf-8").partition("\n")[0]
+
+
+@dataclass
+class _Crashes:
+    count: int = 0
+    done: int = 0
+    again: float = 0.0
+
+
+@dataclass
+class LocalWorkers:
+    """Keeps a machine's team of workers complete until the budget is done."""
+
+    ledger: Ledger
+    team: Team
+    tell: Callable[[str], None]
+    _children: dict[int, Child] = field(default_factory=dict)
+    _crashes: dict[int, _Crashes] = field(default_factory=dict)
+    _gone: dict[int, UserError | RunError] = field(default_factory=dict)
+    """Workers that stay away, and why."""
+    _memory_kills: int = field(default_factory=memory_kills)
+
+    def tend(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
+        """Start who is missing and see to who has ended.
+
+        Args:
+            rows: all workers of the study, as they are now.
+            done, remaining: configurations.
+
+        Raises:
+            UserError, RunError: no worker is left anywhere, and none of this team will come back.
+        """
+        for number, child in list(self._children.items()):
+            status = child.poll()
+            if status is not None:
+                del self._children[number]
+                self._ended(number, child.pid, status, rows, done)
+        if remaining:
+            self._fill(rows)
+
+    def _ended(self, number: int, pid: int, status: int, rows: Sequence[WorkerRow], done: int) -> None:
+        row = next((row for row in reversed(rows) if row.place == place() and row.pid == pid), None)
+        if row is not None and row.state != "left":
+            kills, before = memory_kills(), self._memory_kills
+            self._memory_kills = kills
+            for_memory = status == -signal.SIGKILL and kills > before
+            why = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            workers.bury(self.ledger, row.id, "killed by the kernel, out of memory" if for_memory else why, for_memory)
+        if status == 0:
+            return
+        complaint = _last_line(self.team.log(number))
+        if status in (WRONG_INPUT, INTERRUPTED):
+            self._gone[number] = UserError(complaint) if status == WRONG_INPUT else RunError(complaint)
+            self.tell(f"worker {number} (pid {pid}) has left: {complaint}")
+            return
+        if errors_in_a_row(self.ledger) >= ERRORS_IN_A_ROW:
+            raise RunError(complaint)
+        crashes = self._crashes.setdefault(number, _Crashes())
+        if done > crashes.done:
+            crashes.count, crashes.done = 0, done
+        crashes.count += 1
+        crashes.again = time.monotonic() + min(30.0, 0.5 * 2 ** (crashes.count - 1) - 0.5)
+        how = f"by signal {-status}" if status < 0 else f"with status {status} ({complaint})"
+        self.tell(f"worker {number} (pid {pid}) was ended {how}; its trial waits for another, and a new worker starts")
+        if crashes.count >= CRASHES_IN_A_ROW:
+            self._gone[number] = RunError(
+                f"worker {number} ended {how} {crashes.count} times in a row; what it printed: {self.team.log(number)}"
+            )
+
+    def _fill(self, rows: Sequence[WorkerRow]) -> None:
+        here = {row.number for row in rows if is_of_this_machine(row)}
+        for number in range(len(self.team.devices)):
+            crashes = self._crashes.get(number)
+            waits = crashes is not None and time.monotonic() < crashes.again
+            if number not in self._children and number not in here and number not in self._gone and not waits:
+                self._children[number] = spawn(self.team, number)
+        live = any(row.state in ("idle", "working", "silent") for row in rows)
+        if self.team.devices and len(self._gone) == len(self.team.devices) and not live:
+            raise next(iter(self._gone.values()))
+
+    def stop(self) -> None:
+        """Ask this team's workers to hand their trials back and go, and wait until they have."""
+        me = this_process().key
+        rows = [row for row in workers.listed(self.ledger) if is_of_this_machine(row) and row.launcher == me]
+        own = {child.pid for child in self._children.values()}
+        adopted = [row for row in rows if row.pid not in own]
+        for child in self._children.values():
+            if child.poll() is None:
+                child.terminate()
+        for row in adopted:
+            _signal(row, signal.SIGTERM)
+        until = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < until and (
+            any(child.poll() is None for child in self._children.values())
+            or any(not is_dead(row.place, row.process) for row in adopted)
+        ):
+            time.sleep(0.05)
+        for child in self._children.values():
+            if child.poll() is None:
+                child.kill()
+        for row in adopted:
+            _signal(row, signal.SIGKILL)
+        workers.reap(self.ledger)
+        self._children.clear()
+
+
+def is_of_this_machine(row: WorkerRow) -> bool:
+    """Whether a `run` on this machine started the worker, and it lives."""
+    return row.number is not None and row.place == place() and not is_dead(row.place, row.process) and (
+        row.state not in ("left", "dead")
+    )  # fmt: skip
+
+
+def adopt_orphans(ledger: Ledger) -> int:
+    """Take over the workers of a `run` on this machine that has died; how many they are."""
+    orphans = [
+        row
+        for row in workers.listed(ledger)
+        if is_of_this_machine(row) and row.launcher is not None and is_dead(row.place, row.launcher)
+    ]
+    workers.adopt(ledger, [row.id for row in orphans], this_process().key)
+    return len(orphans)
+
+
+def _signal(row: WorkerRow, number: signal.Signals) -> None:
+    if not is_dead(row.place, row.process):
+        try:
+            os.kill(row.pid, number)
+        except ProcessLookupError:
+            return
+
+
+COMPLAINT = "search: "
+
+
+def _last_line(log: Path) -> str:
+    """The complaint that a worker ended with, else its last line."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "its log cannot be read"
+    last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+    return last.removeprefix(COMPLAINT)

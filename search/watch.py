@@ -1,0 +1,91 @@
+"""Watching a study through its storage: what changed since the last look, whoever did it and wherever."""
+
+from collections.abc import Sequence
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from search.events import Best, EpochFinished, Event, Outcome, SearchProgress, TrialFinished, TrialStarted, WorkerAt
+from search.ledger import CAUSE, FAULT, Budget, Ledger, budget
+from search.study import best_trial
+from search.workers import WorkerRow, listed
+
+
+class Watcher:
+    """Turns a study's changes into events. What had ended before the first look is not told again."""
+
+    def __init__(self, ledger: Ledger, study: optuna.Study) -> None:
+        self._ledger, self._study = ledger, study
+        self._reported: dict[int, int] = {}
+        """Trials under way: the last epoch that was told of."""
+        trials = study.get_trials(deepcopy=False)
+        self._settled = {trial.number for trial in trials if trial.state.is_finished()}
+
+    def look(self) -> tuple[Budget, list[WorkerRow], list[Event]]:
+        """The budget, the workers, and what happened since the last look; the whole picture comes first."""
+        rows = listed(self._ledger)
+        speeds = {row.progress["trial"]: row.progress["images_per_second"] for row in rows if row.progress}
+        trials = self._study.get_trials(deepcopy=False)
+        count = budget(self._ledger)
+        events: list[Event] = [SearchProgress(count, best_so_far(self._study), _at_work(rows))]
+        for trial in trials:
+            if trial.number not in self._settled and trial.state != TrialState.WAITING:
+                events += self._changes(trial, speeds.get(trial.number))
+        return count, rows, events
+
+    def _changes(self, trial: FrozenTrial, speed: float | None) -> list[Event]:
+        events: list[Event] = []
+        attributes = trial.user_attrs
+        epochs = attributes.get("config", {}).get("fit", {}).get("epochs", 0)
+        if trial.number not in self._reported and "parameters" in attributes:
+            self._reported[trial.number] = 0
+            events.append(TrialStarted(trial.number, trial.params, attributes["parameters"], epochs))
+        for epoch, accuracy in sorted(trial.intermediate_values.items()):
+            if epoch > self._reported.get(trial.number, 0):
+                self._reported[trial.number] = epoch
+                events.append(EpochFinished(trial.number, epoch, epochs, accuracy, speed))
+        if trial.state.is_finished():
+            self._settled.add(trial.number)
+            self._reported.pop(trial.number, None)
+            events.append(_finished(trial))
+        return events
+
+
+def _finished(trial: FrozenTrial) -> TrialFinished:
+    attributes = trial.user_attrs
+    outcome: Outcome = "complete"
+    if trial.state == TrialState.PRUNED:
+        outcome = "infeasible" if attributes.get(FAULT) == "infeasible" else "pruned"
+    elif trial.state == TrialState.FAIL:
+        outcome = "handed back" if attributes.get(FAULT) in ("preempted", "killed", "lost") else "failed"
+    scored = outcome in ("complete", "pruned") and trial.last_step is not None and CAUSE not in attributes
+    accuracy = trial.intermediate_values[trial.last_step] if scored and trial.last_step is not None else None
+    cause = attributes.get(CAUSE)
+    return TrialFinished(
+        trial.number, outcome, accuracy, trial.last_step or 0, attributes.get("seconds") or _duration(trial), cause
+    )
+
+
+def _duration(trial: FrozenTrial) -> float:
+    return trial.duration.total_seconds() if trial.duration else 0.0
+
+
+def _at_work(rows: Sequence[WorkerRow]) -> tuple[WorkerAt, ...]:
+    return tuple(
+        WorkerAt(worker_name(row), row.device, row.state, row.progress["trial"] if row.progress else None)
+        for row in rows
+        if row.state in ("idle", "working", "silent")
+    )
+
+
+def worker_name(row: WorkerRow) -> str:
+    """What a person calls a worker."""
+    return f"{row.host}:{row.pid}"
+
+
+def best_so_far(study: optuna.Study) -> Best | None:
+    """The best COMPLETE trial, as it is shown."""
+    trial = best_trial(study)
+    if trial is None or trial.value is None:
+        return None
+    return Best(trial.number, trial.value, trial.user_attrs["parameters"])

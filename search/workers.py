@@ -1,0 +1,340 @@
+"""Who works at a study: registration, heartbeats that keep leases alive, and taking leases from the dead.
+
+A lease ends by itself when its worker was silent for half of ``lost_after``; it is taken away when it stayed so for
+the other half, counted from the moment when somebody saw it expired. The second half is what an outage needs: when
+the database comes back every lease may have expired, and every worker that lives has that long to renew.
+
+A neighbour in the same machine need not wait: it sees that the process is gone.
+"""
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from search.ledger import Lease, Ledger, living, transaction
+from search.outage import StorageLostError
+from search.process import Process, is_dead
+from search.study_file import WorkersConfig
+from search.tables import SLOTS, WORKERS, now
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device that a worker may take.
+
+    Attributes:
+        name: as ``--device`` takes it.
+        text: for people.
+        key: equal for workers that share the device, in whatever container they run.
+    """
+
+    name: str
+    text: str
+    key: str
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """A worker as the others see it.
+
+    Attributes:
+        id: of the row.
+        host, device: for people.
+        process: place and key of its process.
+        number, launcher: of a worker that `run` started.
+        slot: that it has leased.
+        progress: of its trial.
+        silent: seconds since its last heartbeat.
+        state: ``idle``, ``working``, ``silent`` (no heartbeat for longer than a lease), ``left`` or ``dead``.
+        farewell: why it left.
+    """
+
+    id: str
+    host: str
+    device: str
+    place: str
+    pid: int
+    process: str
+    number: int | None
+    launcher: str | None
+    slot: int | None
+    progress: dict[str, Any] | None
+    silent: float
+    state: str
+    farewell: str | None
+
+
+@dataclass
+class Progress:
+    """What a worker's heartbeats tell of its trial; written by the trial, read by the heartbeats."""
+
+    trial: int
+    epoch: int = 0
+    epochs: int = 0
+    accuracy: float | None = None
+    images_per_second: float | None = None
+
+
+def register(ledger: Ledger, process: Process, number: int | None, launcher: str | None) -> str:
+    """Enter a worker that has no device yet.
+
+    Returns:
+        its id.
+    """
+    worker = uuid.uuid4().hex
+
+    def work(connection: sa.Connection) -> None:
+        row = {
+            "id": worker,
+            "study_id": ledger.study_id,
+            "host": process.host,
+            "place": process.place,
+            "pid": process.pid,
+            "process": process.key,
+            "number": number,
+            "launcher": launcher,
+            "device": "",
+            "device_key": worker,
+            "began": now(),
+            "heartbeat": now(),
+        }
+        connection.execute(sa.delete(WORKERS).where(WORKERS.c.id == worker))  # entered, but the answer was lost
+        connection.execute(sa.insert(WORKERS).values(row))
+
+    transaction(ledger, work)
+    return worker
+
+
+def take_device(ledger: Ledger, worker: str, devices: Sequence[Place]) -> Place:
+    """Of the devices that a worker may have, the one that has the fewest workers."""
+
+    def work(connection: sa.Connection) -> Place:
+        if connection.dialect.name == "postgresql":  # two that choose at once must not choose the same GPU
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ledger.study_id, 2)))
+        # Of all studies: they share the machine's devices.
+        query = sa.select(WORKERS.c.device_key, WORKERS.c.place, WORKERS.c.process)
+        query = query.where(living(WORKERS, ledger.times), WORKERS.c.id != worker)
+        taken = [key for key, place, process in connection.execute(query) if not is_dead(place, process)]
+        device = min(devices, key=lambda one: taken.count(one.key))
+        chosen = sa.update(WORKERS).where(WORKERS.c.id == worker).values(device=device.text, device_key=device.key)
+        connection.execute(chosen)
+        return device
+
+    return transaction(ledger, work)
+
+
+def beat(ledger: Ledger, worker: str, taken: Lease | None, progress: Progress | None) -> bool:
+    """One heartbeat: say that this worker lives and renew its lease.
+
+    Returns:
+        False where the lease is another's by now.
+    """
+
+    def work(connection: sa.Connection) -> bool:
+        told = asdict(progress) if progress else None
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(heartbeat=now(), progress=told))
+        if taken is None:
+            return True
+        epoch = progress.epoch if progress else 0
+        further = SLOTS.c.epochs < epoch
+        renewed = (
+            sa.update(SLOTS)
+            .where(
+                SLOTS.c.study_id == ledger.study_id,
+                SLOTS.c.slot == taken.slot,
+                SLOTS.c.worker == worker,
+                SLOTS.c.state == "leased",
+            )
+            .values(
+                expires=now() + ledger.times.lease,
+                suspected=None,
+                deaths=sa.case((further, 0), else_=SLOTS.c.deaths),
+                epochs=sa.case((further, epoch), else_=SLOTS.c.epochs),
+            )
+        )
+        return connection.execute(renewed).rowcount == 1
+
+    return transaction(ledger, work)
+
+
+def reap(ledger: Ledger) -> list[int]:
+    """Take leases from the dead.
+
+    Returns:
+        slots that wait again.
+    """
+    mine = SLOTS.c.study_id == ledger.study_id
+
+    def look(connection: sa.Connection) -> list[str]:
+        query = sa.select(WORKERS.c.id, WORKERS.c.place, WORKERS.c.process)
+        query = query.where(WORKERS.c.study_id == ledger.study_id, WORKERS.c.left.is_(None))
+        return [worker for worker, place, process in connection.execute(query) if is_dead(place, process)]
+
+    dead = transaction(ledger, look)
+    slots = [slot for worker in dead for slot in bury(ledger, worker, "its process ended without a word")]
+
+    def work(connection: sa.Connection) -> list[int]:
+        expired = sa.and_(mine, SLOTS.c.state == "leased", SLOTS.c.expires < now())
+        connection.execute(sa.update(SLOTS).where(expired, SLOTS.c.suspected.is_(None)).values(suspected=now()))
+        gone = sa.and_(expired, SLOTS.c.suspected < now() - ledger.times.grace)
+        cause = f"its worker gave no sign of life for {ledger.times.lost_after:g} s"
+        taken = sa.update(SLOTS).where(gone).values(_taken_away(cause)).returning(SLOTS.c.slot)
+        return list(connection.scalars(taken))
+
+    return slots + transaction(ledger, work)
+
+
+def bury(ledger: Ledger, worker: str, farewell: str, for_memory: bool = False) -> list[int]:
+    """Note that a worker's process is known to have ended, and let its slot wait again.
+
+    Args:
+        ledger: of the study.
+        worker: its id.
+        farewell: how it ended.
+        for_memory: the kernel killed it for want of memory.
+
+    Returns:
+        the slot that it had, if any.
+    """
+
+    def work(connection: sa.Connection) -> list[int]:
+        leave = sa.update(WORKERS).where(WORKERS.c.id == worker, WORKERS.c.left.is_(None))
+        left = connection.execute(leave.values(left=now(), farewell=farewell, slot=None, alone=0)).rowcount
+        taken = (
+            sa.update(SLOTS)
+            .where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.worker == worker, SLOTS.c.state == "leased")
+            .values(**_taken_away(farewell), memory_kills=SLOTS.c.memory_kills + int(for_memory))
+            .returning(SLOTS.c.slot)
+        )
+        return list(connection.scalars(taken)) if left else []
+
+    return transaction(ledger, work)
+
+
+def _taken_away(cause: str) -> dict[str, Any]:
+    free = {"state": "waiting", "worker": None, "expires": None, "suspected": None}
+    return {**free, "deaths": SLOTS.c.deaths + 1, "cause": cause}
+
+
+def leave(ledger: Ledger, worker: str, farewell: str) -> None:
+    """A worker goes, holding no lease."""
+
+    def work(connection: sa.Connection) -> None:
+        gone = {"left": now(), "farewell": farewell, "slot": None, "alone": 0}
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker, WORKERS.c.left.is_(None)).values(gone))
+
+    transaction(ledger, work)
+
+
+def adopt(ledger: Ledger, workers: Sequence[str], launcher: str) -> None:
+    """A new `run` takes over workers whose own has died."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id.in_(workers)).values(launcher=launcher))
+
+    if workers:
+        transaction(ledger, work)
+
+
+def listed(ledger: Ledger) -> list[WorkerRow]:
+    """All workers that ever were, in the order in which they came."""
+
+    def work(connection: sa.Connection) -> list[WorkerRow]:
+        query = sa.select(WORKERS, (now() - WORKERS.c.heartbeat).label("silent"))
+        query = query.where(WORKERS.c.study_id == ledger.study_id).order_by(WORKERS.c.began)
+        return [_row(row, ledger.times) for row in connection.execute(query).mappings()]
+
+    return transaction(ledger, work)
+
+
+def _row(row: sa.RowMapping, times: WorkersConfig) -> WorkerRow:
+    if row["left"] is not None:
+        state = "left"
+    elif is_dead(row["place"], row["process"]) or row["silent"] > times.lost_after:
+        state = "dead"
+    elif row["silent"] > times.lease:
+        state = "silent"
+    else:
+        state = "idle" if row["slot"] is None else "working"
+    fields = ("id", "host", "device", "place", "pid", "process", "number", "launcher", "slot", "progress", "farewell")
+    silent = max(0.0, float(row["silent"]))
+    return WorkerRow(**{name: row[name] for name in fields}, silent=silent, state=state)
+
+
+def want_alone(ledger: Ledger, worker: str, wanted: int) -> None:
+    """Say that a worker waits for its device (1), has it to itself (2), or shares it again (0)."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(alone=wanted))
+
+    transaction(ledger, work)
+
+
+def others_on_device(ledger: Ledger, worker: str) -> int:
+    """How many other workers must pause before this one, which waits for its device, has it to itself.
+
+    Of several that wait, the one with the smallest id goes first; what waits does not train.
+    """
+
+    def work(connection: sa.Connection) -> int:
+        me, other = WORKERS.alias("me"), WORKERS.alias("other")
+        trains = sa.and_(other.c.slot.is_not(None), other.c.alone == 0)
+        goes_first = sa.and_(other.c.alone == 1, other.c.id < worker)
+        query = (
+            sa.select(other.c.place, other.c.process)
+            .join(me, me.c.device_key == other.c.device_key)
+            .where(
+                me.c.id == worker,
+                other.c.id != worker,
+                living(other, ledger.times),
+                sa.or_(trains, goes_first, other.c.alone == 2),
+            )
+        )
+        return sum(not is_dead(place, process) for place, process in connection.execute(query))
+
+    return transaction(ledger, work)
+
+
+class Heart:
+    """Beats in a thread of its own for as long as the context lasts."""
+
+    def __init__(self, ledger: Ledger, worker: str, reaped: Callable[[list[int]], None]) -> None:
+        self.taken: Lease | None = None
+        self.progress: Progress | None = None
+        self.lost = False
+        """Whether the lease turned out to be another's. The trial asks for it after every epoch."""
+        self.failure: Exception | None = None
+        """What ended the beating, such as an outage that lasted too long."""
+        self._ledger, self._worker, self._reaped = ledger, worker, reaped
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+
+    def __enter__(self) -> "Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=5)
+
+    def hold(self, taken: Lease | None) -> None:
+        """Keep this lease alive from now on; None where there is none."""
+        self.taken, self.progress, self.lost = taken, None, False
+
+    def _beat(self) -> None:
+        try:
+            while not self._stopping.wait(self._ledger.times.heartbeat):
+                taken = self.taken
+                renewed = beat(self._ledger, self._worker, taken, self.progress)
+                if not renewed and taken is not None and taken is self.taken:
+                    self.lost = True
+                if slots := reap(self._ledger):
+                    self._reaped(slots)
+        except StorageLostError as error:
+            self.failure = error
+        except Exception as error:  # noqa: BLE001  (a dead heart must not go unnoticed)
+            self.failure = error
