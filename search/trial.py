@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,13 @@ from model.result import EpochResult
 from search.events import EpochFinished, Note, Show, TrialStarted
 from search.ledger import Attempt, LeaseLostError
 from search.memory import peak_memory, reset_peak_memory
+from search.seat import TrialResult
 from search.settings import TrialConfig, trial_config
 from search.space import sample
 from search.stop import Stop
 from search.study import trial_seed
 from search.study_file import StudyConfig
 from search.workers import Heart, Progress
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """How an attempt ended: COMPLETE or PRUNED, the last accuracy, and the epochs that this took."""
-
-    state: TrialState
-    accuracy: float
-    epochs: int
 
 
 def run_attempt(

@@ -3,15 +3,13 @@
 torch and the images are loaded only once there is something to train; until then a worker is small.
 """
 
-import contextlib
 import gc
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -37,6 +35,7 @@ from search.ledger import (
 )
 from search.outage import StorageLostError
 from search.process import this_process
+from search.seat import Seat
 from search.stop import Stop, StoppedError
 from search.storage import network_file_system, opened
 from search.study_file import StudyConfig
@@ -72,7 +71,17 @@ class WorkerOptions:
     launcher: str | None = None
 
 
-def work(options: WorkerOptions, show: Show, stop: Stop) -> int:
+TakeSeat = Callable[[Ledger, optuna.Study, str, "WorkerOptions", Show], Seat]
+
+
+def take_training_seat(ledger: Ledger, study: optuna.Study, worker: str, options: "WorkerOptions", show: Show) -> Seat:
+    """`search.trainer.take_seat`, which brings torch, imported at the moment when it is needed."""
+    from search.trainer import take_seat
+
+    return take_seat(ledger, study, worker, options, show)
+
+
+def work(options: WorkerOptions, show: Show, stop: Stop, take_seat: TakeSeat = take_training_seat) -> int:
     """Work until the budget is done, or ``max_trials`` are, or somebody wants this process to go.
 
     Returns:
@@ -99,7 +108,7 @@ def work(options: WorkerOptions, show: Show, stop: Stop) -> int:
             with Heart(
                 ledger, worker, lambda slots: show(Note(f"slots {slots} wait again: their worker died"))
             ) as heart:
-                return _work(ledger, study, worker, heart, options, show, stop)
+                return _work(ledger, study, worker, heart, options, show, stop, take_seat)
         except BaseException as error:
             farewell = first_line(error)
             raise
@@ -125,18 +134,26 @@ def _leave(ledger: Ledger, worker: str, farewell: str) -> None:
 
 
 def _work(
-    ledger: Ledger, study: optuna.Study, worker: str, heart: Heart, options: WorkerOptions, show: Show, stop: Stop
+    ledger: Ledger,
+    study: optuna.Study,
+    worker: str,
+    heart: Heart,
+    options: WorkerOptions,
+    show: Show,
+    stop: Stop,
+    take_seat: TakeSeat,
 ) -> int:
     if not _wait_for_a_slot(ledger, heart, stop):
         return 0
-    from search.seat import take_seat  # brings torch
-
     seat = take_seat(ledger, study, worker, options, show)
     done = 0
-    while done != options.max_trials and _wait_for_a_slot(ledger, heart, stop):
+    while done != options.max_trials:
+        _check(heart, stop)
         taken = ledgers.lease(ledger, worker)
         if taken is None:
-            time.sleep(POLL_SECONDS / 10)
+            if not _wait_for_a_slot(ledger, heart, stop):
+                break
+            time.sleep(POLL_SECONDS / 10)  # it waits, but for others: they have the device to themselves
             continue
         heart.hold(taken)
         try:
@@ -148,12 +165,16 @@ def _work(
     return done
 
 
+def _check(heart: Heart, stop: Stop) -> None:
+    stop.check()
+    if heart.failure is not None:
+        raise RunError(f"no sign of life can be given: {first_line(heart.failure)}") from heart.failure
+
+
 def _wait_for_a_slot(ledger: Ledger, heart: Heart, stop: Stop) -> bool:
     """Wait until a slot waits for a worker; False where the whole budget is done."""
     while True:
-        stop.check()
-        if heart.failure is not None:
-            raise RunError(f"no sign of life can be given: {first_line(heart.failure)}") from heart.failure
+        _check(heart, stop)
         waiting, leased = ledgers.undone(ledger)
         if waiting:
             return True
@@ -163,7 +184,7 @@ def _wait_for_a_slot(ledger: Ledger, heart: Heart, stop: Stop) -> bool:
 
 
 def _one_configuration(
-    ledger: Ledger, study: optuna.Study, taken: Lease, seat: Any, heart: Heart, stop: Stop, show: Show
+    ledger: Ledger, study: optuna.Study, taken: Lease, seat: Seat, heart: Heart, stop: Stop, show: Show
 ) -> bool:
     """Try one configuration, alone on its device where it did not fit beside others; whether it is done."""
     config = studies.definition_of(study)
@@ -174,12 +195,12 @@ def _one_configuration(
     if attempt is None:
         return False
     if taken.memory_kills:
-        return _give_up(ledger, attempt, "the kernel killed its worker for want of memory, also alone", show)
+        return _give_up(ledger, attempt, "the kernel killed its worker for want of memory, also alone", seat, show)
     if taken.deaths >= MOST_DEATHS:
-        return _give_up(ledger, attempt, f"{taken.deaths} workers died in it, none an epoch further", show)
+        return _give_up(ledger, attempt, f"{taken.deaths} workers died in it, none an epoch further", seat, show)
     error = _try(ledger, attempt, config, seat, heart, stop, show)
-    if error is None:
-        return _is_done(ledger, attempt)
+    if isinstance(error, bool):
+        return error
     cause = f"out of memory: {first_line(error)}"
     ledgers.end_attempt(ledger, attempt, cause, "out of memory")
     show(_finished(attempt, "failed", None, f"{cause}; once more, alone on the device"))
@@ -197,7 +218,7 @@ def _alone_on_device(
     study: optuna.Study,
     config: StudyConfig,
     taken: Lease,
-    seat: Any,
+    seat: Seat,
     heart: Heart,
     stop: Stop,
     show: Show,
@@ -208,12 +229,12 @@ def _alone_on_device(
     if attempt is None:
         return False
     error = _try(ledger, attempt, config, seat, heart, stop, show)
-    if error is None:
-        return _is_done(ledger, attempt)
-    return _give_up(ledger, attempt, f"out of memory, also alone on the device: {first_line(error)}", show)
+    if isinstance(error, bool):
+        return error
+    return _give_up(ledger, attempt, f"out of memory, also alone on the device: {first_line(error)}", seat, show)
 
 
-def _begin(ledger: Ledger, study: optuna.Study, config: StudyConfig, taken: Lease, seat: Any) -> Attempt | None:
+def _begin(ledger: Ledger, study: optuna.Study, config: StudyConfig, taken: Lease, seat: Seat) -> Attempt | None:
     # Where a broken configuration has to give way, the slot's own seed would draw it again.
     study.sampler = studies.build_sampler(config, taken.slot + taken.errors // ledgers.MOST_ERRORS * 1_000_000)
     study.pruner = studies.build_pruner(config.pruner)
@@ -221,22 +242,12 @@ def _begin(ledger: Ledger, study: optuna.Study, config: StudyConfig, taken: Leas
 
 
 def _try(
-    ledger: Ledger, attempt: Attempt, config: StudyConfig, seat: Any, heart: Heart, stop: Stop, show: Show
-) -> BaseException | None:
-    """Train an attempt and store how it ended, but for want of memory: that error is returned, for the caller."""
-    from model.fit import NonFiniteLossError
-    from search.memory import is_broken_device, is_out_of_memory
-    from search.trial import run_attempt
-
-    trial, checkpoint = attempt.trial, seat.checkpoint(attempt.lease.slot)
+    ledger: Ledger, attempt: Attempt, config: StudyConfig, seat: Seat, heart: Heart, stop: Stop, show: Show
+) -> bool | Exception:
+    """Train an attempt and store how it ended: whether its slot is done; or the error, where memory did not suffice."""
+    trial = attempt.trial
     try:
-        result = run_attempt(attempt, config, seat.split_for(config), checkpoint, heart, stop, show)
-    except NonFiniteLossError as error:
-        # A result, not a fault: this configuration diverges, and would again.
-        trial.set_user_attr(CAUSE, f"non-finite loss: {error}")
-        trial.set_user_attr(FAULT, "non-finite loss")
-        ledgers.finish(ledger, attempt, TrialState.PRUNED, None)
-        show(_finished(attempt, "pruned", None, "non-finite loss"))
+        result = seat.run(attempt, config, heart, stop, show)
     except StoppedError as error:
         ledgers.hand_back(ledger, attempt, str(error), "preempted")
         show(_finished(attempt, "handed back", None, str(error)))
@@ -244,25 +255,32 @@ def _try(
     except (LeaseLostError, UpdateFinishedTrialError, StorageLostError):
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        trouble = seat.trouble(error)
+        if trouble == "out of memory":
             return error.with_traceback(None)  # the traceback holds on to the network
+        if trouble == "non-finite loss":
+            # A result, not a fault: this configuration diverges, and would again.
+            trial.set_user_attr(CAUSE, f"non-finite loss: {error}")
+            trial.set_user_attr(FAULT, "non-finite loss")
+            ledgers.finish(ledger, attempt, TrialState.PRUNED, None)
+            show(_finished(attempt, "pruned", None, "non-finite loss"))
+            seat.forget(attempt.lease.slot)
+            return True
         cause = f"{type(error).__name__}: {first_line(error)}"
         trial.set_user_attr("traceback", traceback.format_exc())
         ledgers.hand_back(ledger, attempt, cause, "error")
         show(_finished(attempt, "failed", None, cause))
-        if is_broken_device(error):
+        if trouble == "broken device":
             raise RunError(f"the GPU cannot be used by this process any more: {first_line(error)}") from error
         if ledgers.errors_in_a_row(ledger) >= ERRORS_IN_A_ROW:
             raise RunError(bug_text(cause)) from error
-    else:
-        value = result.accuracy if result.state == TrialState.COMPLETE else None
-        ledgers.finish(ledger, attempt, result.state, value)
-        outcome: Outcome = "complete" if result.state == TrialState.COMPLETE else "pruned"
-        show(TrialFinished(trial.number, outcome, result.accuracy, result.epochs, _seconds(attempt), None))
-    if _is_done(ledger, attempt):
-        with contextlib.suppress(OSError):
-            checkpoint.unlink(missing_ok=True)
-    return None
+        return False
+    value = result.accuracy if result.state == TrialState.COMPLETE else None
+    ledgers.finish(ledger, attempt, result.state, value)
+    outcome: Outcome = "complete" if result.state == TrialState.COMPLETE else "pruned"
+    show(TrialFinished(trial.number, outcome, result.accuracy, result.epochs, _seconds(attempt), None))
+    seat.forget(attempt.lease.slot)
+    return True
 
 
 def bug_text(cause: str) -> str:
@@ -273,14 +291,11 @@ def bug_text(cause: str) -> str:
     )
 
 
-def _give_up(ledger: Ledger, attempt: Attempt, cause: str, show: Show) -> bool:
+def _give_up(ledger: Ledger, attempt: Attempt, cause: str, seat: Seat, show: Show) -> bool:
     ledgers.give_up(ledger, attempt, cause)
+    seat.forget(attempt.lease.slot)
     show(_finished(attempt, "infeasible", None, cause))
     return True
-
-
-def _is_done(ledger: Ledger, attempt: Attempt) -> bool:
-    return ledger.storage.get_trial(attempt.trial_id).state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def _finished(attempt: Attempt, outcome: Outcome, accuracy: float | None, cause: str) -> TrialFinished:
@@ -292,7 +307,7 @@ def _seconds(attempt: Attempt) -> float:
 
 
 @contextmanager
-def _alone(ledger: Ledger, seat: Any, stop: Stop) -> Iterator[None]:
+def _alone(ledger: Ledger, seat: Seat, stop: Stop) -> Iterator[None]:
     """Have the device to oneself: its other workers finish what they have and take nothing new."""
     workers.want_alone(ledger, seat.worker, 1)
     try:

@@ -1,0 +1,101 @@
+"""The seat at which networks are trained: a device, and the images on it. Importing this brings torch."""
+
+import contextlib
+import gc
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+import torch
+
+from data import source
+from data.split import Split, first_images, load_split
+from model.device import describe_device, device_key, keep_freed_pages, resolve_devices
+from model.fit import NonFiniteLossError
+from search import study as studies
+from search.events import Note, Show
+from search.ledger import Attempt, Ledger
+from search.memory import is_broken_device, is_out_of_memory
+from search.process import place
+from search.seat import TrialResult, Trouble
+from search.stop import Stop
+from search.study import DIVISION_SEED
+from search.study_file import StudyConfig
+from search.trial import run_attempt
+from search.worker import WorkerOptions
+from search.workers import Heart, Place, take_device
+
+
+@dataclass
+class TrainingSeat:
+    """A worker's device, images and folder."""
+
+    worker: str
+    worker_name: str
+    device: torch.device
+    split: Split
+    checkpoints: Path
+    _shortened: dict[int, Split] = field(default_factory=dict)
+
+    def run(self, attempt: Attempt, config: StudyConfig, heart: Heart, stop: Stop, show: Show) -> TrialResult:
+        checkpoint = self._checkpoint(attempt.lease.slot)
+        return run_attempt(attempt, config, self._split_for(config), checkpoint, heart, stop, show)
+
+    def trouble(self, error: Exception) -> Trouble:
+        if isinstance(error, NonFiniteLossError):
+            return "non-finite loss"
+        if is_out_of_memory(error):
+            return "out of memory"
+        return "broken device" if is_broken_device(error) else "error"
+
+    def forget(self, slot: int) -> None:
+        with contextlib.suppress(OSError):
+            path = self._checkpoint(slot)
+            # A worker that was killed in the middle of writing leaves a part.
+            for leftover in (path, *path.parent.glob(f".{path.name}.*")):
+                leftover.unlink(missing_ok=True)
+
+    def free_memory(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _split_for(self, config: StudyConfig) -> Split:
+        count = config.trial.train_images or len(self.split.fit_labels)
+        if count not in self._shortened:
+            self._shortened = {count: first_images(self.split, count)}
+        return self._shortened[count]
+
+    def _checkpoint(self, slot: int) -> Path:
+        return self.checkpoints / f"slot-{slot:06d}.safetensors"
+
+
+def take_seat(ledger: Ledger, study: optuna.Study, worker: str, options: WorkerOptions, show: Show) -> TrainingSeat:
+    """Choose a device, and load the study's images onto it.
+
+    Raises:
+        UserError, DataError, ConfigError: no such device, or not the study's images.
+    """
+    record = studies.record_of(study)
+    assert record is not None
+    torch.set_float32_matmul_precision("high")
+    devices = {str(device): device for device in resolve_devices(options.device)}
+    places = [Place(name, describe_device(device), _key(device)) for name, device in devices.items()]
+    device = devices[take_device(ledger, worker, places).name]
+    if device.type == "cpu":
+        keep_freed_pages()
+    else:
+        torch.cuda.set_device(device)
+    dataset = options.dataset or record.dataset.name
+    source.prepare(dataset, options.data_dir)
+    split = load_split(dataset, options.data_dir, DIVISION_SEED, device)
+    studies.refuse_other_data(record, split.fingerprint)
+    show(Note(f"worker {os.getpid()} on {describe_device(device)} works at study {record.name!r}"))
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    return TrainingSeat(worker, name, device, split, options.out / "checkpoints")
+
+
+def _key(device: torch.device) -> str:
+    return device_key(device) or f"{place()}/cpu"

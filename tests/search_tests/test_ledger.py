@@ -1,0 +1,634 @@
+"""The exact budget, by its contract and against crashes between any two transactions."""
+
+import multiprocessing
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from optuna.distributions import FloatDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState, create_trial
+from sqlalchemy.engine import URL
+
+from search import ledger as ledgers
+from search.ledger import ATTEMPT, CAUSE, ERRORS_IN_A_ROW, FAULT, SLOT, START, WORKER, LeaseLostError, Ledger
+from search.storage import storage_url
+from search.tables import SLOTS
+from search.workers import beat, bury, leave, reap
+from support.bench import (
+    DONE,
+    ENDINGS,
+    NEVER,
+    KilledError,
+    Puppet,
+    begin,
+    check_ended,
+    draw,
+    enter,
+    hold_up_puppets,
+    hooked_commits,
+    one_attempt,
+    opened_ledger,
+    pass_time,
+    reap_now,
+    slots,
+    started,
+    train,
+    work_to_the_end,
+)
+
+Both = tuple[Ledger, optuna.Study]
+
+
+@pytest.fixture
+def both(any_storage: URL) -> Iterator[Both]:
+    with opened_ledger(any_storage) as both:
+        yield both
+
+
+# What the budget promises
+
+
+def test_a_budget_grows_and_keeps_what_is_there(both: Both) -> None:
+    ledger, study = both
+    assert ledgers.request(ledger, 3) == 3
+    one_attempt(ledger, study, enter(ledger), "complete")
+    assert ledgers.request(ledger, 3) == 3
+    assert ledgers.request(ledger, 5) == 5
+    assert [(row.slot, row.state) for row in slots(ledger)] == [(0, "done"), *((i, "waiting") for i in range(1, 5))]
+
+
+def test_a_budget_shrinks_to_what_is_done_or_under_way_and_no_further(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 6)
+    worker = enter(ledger)
+    one_attempt(ledger, study, worker, "complete")
+    ledgers.lease(ledger, worker)
+    assert ledgers.request(ledger, 4) == 4
+    assert [row.slot for row in slots(ledger)] == [0, 1, 2, 3]
+    assert ledgers.request(ledger, 1) == 2
+    assert [row.state for row in slots(ledger)] == ["done", "leased"]
+    assert ledgers.request(ledger, 3) == 3
+    work_to_the_end(ledger, study)
+    check_ended(ledger, 3)
+
+
+def test_a_budget_that_shrinks_leaves_no_trial_behind_that_runs_or_counts_too_much(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 4)
+    dies, ends, hands_back = enter(ledger), enter(ledger), enter(ledger)
+    started(ledger, study, dies)
+    told = started(ledger, study, ends)
+    study.tell(told.trial, 0.5)  # and it dies before it can close its slot
+    ledgers.hand_back(ledger, started(ledger, study, hands_back), "asked to go", "preempted")
+    for worker in (dies, ends):
+        bury(ledger, worker, "killed")
+    kept = ledgers.request(ledger, 1)
+    work_to_the_end(ledger, study)
+    check_ended(ledger, kept)
+    ledgers.request(ledger, 4)
+    work_to_the_end(ledger, study)
+    check_ended(ledger, 4)
+
+
+def test_known_good_configurations_are_given_out_once_also_when_the_list_grows(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 1, starts=2)
+    assert [row.start for row in slots(ledger)] == [0]
+    taken = ledgers.lease(ledger, enter(ledger))
+    assert taken is not None
+    assert taken.start == 0
+    ledgers.request(ledger, 4, starts=3)
+    assert [row.start for row in slots(ledger)] == [0, 1, 2, None]
+    ledgers.request(ledger, 4, starts=3)
+    assert [row.start for row in slots(ledger)] == [0, 1, 2, None]
+    attempt = begin(ledger, study, taken, [{"lr": 0.25}, {"lr": 0.5}])
+    assert attempt is not None
+    draw(attempt)
+    assert attempt.trial.params["lr"] == 0.25
+    assert attempt.trial.user_attrs[START] == 0
+
+
+def test_a_known_good_configuration_never_goes_to_a_slot_that_was_begun(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 2)
+    ledgers.hand_back(ledger, started(ledger, study, enter(ledger)), "asked to go", "preempted")
+    ledgers.request(ledger, 2, starts=1)
+    assert [row.start for row in slots(ledger)] == [None, 0]
+
+
+def _grow(url: URL, gate: Any) -> None:
+    with opened_ledger(url) as (ledger, _):
+        gate.wait(60)
+        for trials in range(1, 30):
+            ledgers.request(ledger, trials, starts=5)
+
+
+def _lease_and_finish(url: URL, gate: Any, trials: int, took: Any) -> None:
+    with opened_ledger(url) as (ledger, study):
+        worker = enter(ledger)
+        gate.wait(60)
+        while (taken := ledgers.lease(ledger, worker)) is not None:
+            took.put((taken.slot, taken.attempt))
+            attempt = begin(ledger, study, taken)
+            assert attempt is not None
+            train(attempt, epochs=1)
+            ledgers.finish(ledger, attempt, TrialState.COMPLETE, 0.5)
+
+
+def in_processes(count: int, target: Callable[..., None], *words: Any) -> None:
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(count)
+    processes = [context.Process(target=target, args=(words[0], gate, *words[1:]), daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * count
+
+
+def test_two_processes_that_grow_a_budget_at_once_make_one_budget(any_storage: URL) -> None:
+    with opened_ledger(any_storage) as (ledger, _):
+        in_processes(2, _grow, any_storage)
+        rows = slots(ledger)
+    assert [row.slot for row in rows] == list(range(29))
+    assert sorted(row.start for row in rows if row.start is not None) == [0, 1, 2, 3, 4]
+
+
+def test_processes_never_lease_the_same_slot_and_never_fail(any_storage: URL) -> None:
+    with opened_ledger(any_storage) as (ledger, _):
+        ledgers.request(ledger, 40)
+        took = multiprocessing.get_context("spawn").Queue()
+        in_processes(4, _lease_and_finish, any_storage, 40, took)
+        taken = [took.get(timeout=10) for _ in range(40)]
+        assert sorted(taken) == [(slot, 1) for slot in range(40)]
+        check_ended(ledger, 40)
+
+
+def test_threads_never_lease_the_same_slot_and_take_the_lowest(both: Both) -> None:
+    ledger, _ = both
+    ledgers.request(ledger, 40)
+    workers = [enter(ledger) for _ in range(8)]
+
+    def take(worker: str) -> list[int]:
+        slots = []
+        while (taken := ledgers.lease(ledger, worker)) is not None:
+            slots.append(taken.slot)
+            ledgers.close(ledger, taken)
+        return slots
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(take, workers))
+    assert sorted(slot for slots in taken for slot in slots) == list(range(40))
+    assert all(slots == sorted(slots) for slots in taken)
+    assert ledger.outage.disturbances == 0
+
+
+def test_no_slot_is_leased_when_none_waits(both: Both) -> None:
+    ledger, _ = both
+    assert ledgers.lease(ledger, enter(ledger)) is None
+    ledgers.request(ledger, 1)
+    assert ledgers.lease(ledger, enter(ledger)) is not None
+    assert ledgers.lease(ledger, enter(ledger)) is None
+    assert ledgers.undone(ledger) == (0, 1)
+
+
+def test_a_heartbeat_and_the_end_of_a_trial_do_not_wait_for_each_other_in_a_circle(both: Both) -> None:
+    ledger, _ = both
+    ledgers.request(ledger, 150)
+    worker = enter(ledger)
+    holding: list[Any] = [None]
+    stop = threading.Event()
+
+    def beats() -> None:
+        while not stop.is_set():
+            beat(ledger, worker, holding[0], None)
+
+    with ThreadPoolExecutor(3) as pool:
+        hearts = [pool.submit(beats) for _ in range(2)]
+        while (taken := ledgers.lease(ledger, worker)) is not None:
+            holding[0] = taken
+            ledgers.close(ledger, taken)
+        stop.set()
+        for heart in hearts:
+            heart.result()
+    assert ledger.outage.disturbances == 0
+
+
+# Attempts
+
+
+def test_a_retried_trial_keeps_its_slot_and_parameters_over_many_attempts(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 2)
+    for _ in range(4):
+        worker = enter(ledger)
+        started(ledger, study, worker)
+        bury(ledger, worker, "killed by signal 9")
+    work_to_the_end(ledger, study)
+    check_ended(ledger, 2)
+    trials = study.trials
+    assert [trial.user_attrs[SLOT] for trial in trials] == [0] * 5 + [1]
+    assert [trial.user_attrs[ATTEMPT] for trial in trials] == [1, 2, 3, 4, 5, 1]
+    assert [trial.user_attrs[FAULT] for trial in trials[:4]] == ["killed"] * 4
+    assert trials[0].user_attrs[CAUSE].endswith(": killed by signal 9")
+
+
+def test_parameters_that_were_not_drawn_yet_are_drawn_by_a_later_attempt_and_kept(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 1, starts=1)
+    starts = [{"lr": 0.125}]
+    first, second = enter(ledger), enter(ledger)
+    taken = ledgers.lease(ledger, first)
+    assert taken is not None
+    assert begin(ledger, study, taken, starts) is not None  # dies before it draws anything
+    bury(ledger, first, "killed")
+    taken = ledgers.lease(ledger, second)
+    assert taken is not None
+    attempt = begin(ledger, study, taken, starts)
+    assert attempt is not None
+    draw(attempt)
+    assert attempt.trial.params["lr"] == 0.125
+    bury(ledger, second, "killed")
+    work_to_the_end(ledger, study)
+    check_ended(ledger, 1)
+
+
+def test_what_replaces_a_broken_configuration_keeps_its_parameters_too(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 1, starts=1)
+    endings = ["error", "preempted", "error", "preempted", "error", "preempted", "error", "complete"]
+    for ending in endings:
+        one_attempt(ledger, study, enter(ledger), ending)
+    check_ended(ledger, 1, same_params=False)
+    drawn = [trial.params["blocks"] for trial in study.trials]
+    assert len(set(drawn[:3])) == 1
+    assert len(set(drawn[3:7])) == 1
+    assert len(set(drawn)) == 3
+
+
+def test_a_slot_whose_trial_has_ended_is_closed_by_the_next_one_who_leases_it(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 1)
+    worker, other = enter(ledger), enter(ledger)
+    attempt = started(ledger, study, worker)
+    study.tell(attempt.trial, 0.75)
+    bury(ledger, worker, "killed")
+    taken = ledgers.lease(ledger, other)
+    assert taken is not None
+    assert begin(ledger, study, taken) is None
+    check_ended(ledger, 1)
+    assert study.best_value == 0.75
+
+
+def test_a_worker_that_lost_its_slot_can_write_nothing(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 1)
+    late, other = enter(ledger), enter(ledger)
+    attempt = started(ledger, study, late)
+    assert beat(ledger, late, attempt.lease, None)
+    reap_now(ledger)
+    reap_now(ledger)
+    assert not beat(ledger, late, attempt.lease, None)
+    again = started(ledger, study, other)
+    assert again.trial.params == attempt.trial.params
+    assert again.trial.number != attempt.trial.number
+    for write in (
+        lambda: ledgers.finish(ledger, attempt, TrialState.COMPLETE, 0.99),
+        lambda: ledgers.finish(ledger, attempt, TrialState.PRUNED, None),
+        lambda: ledgers.hand_back(ledger, attempt, "asked to go", "preempted"),
+        lambda: ledgers.hand_back(ledger, attempt, "a bug", "error"),
+        lambda: ledgers.end_attempt(ledger, attempt, "no memory", "out of memory"),
+        lambda: ledgers.give_up(ledger, attempt, "too large"),
+    ):
+        with pytest.raises(LeaseLostError):
+            write()
+    with pytest.raises(UpdateFinishedTrialError):
+        attempt.trial.report(0.9, 3)
+    assert ledgers.renew(ledger, attempt.lease) is None
+    ledgers.release(ledger, attempt.lease)
+    ledgers.close(ledger, attempt.lease)
+    (row,) = slots(ledger)
+    assert (row.state, row.worker, row.errors) == ("leased", other, 0)
+    ledgers.finish(ledger, again, TrialState.COMPLETE, 0.5)
+    check_ended(ledger, 1)
+    assert study.best_value == 0.5
+
+
+def test_a_worker_that_lost_its_slot_before_it_began_begins_nothing(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 1)
+    late, other = enter(ledger), enter(ledger)
+    taken = ledgers.lease(ledger, late)
+    assert taken is not None
+    reap_now(ledger)
+    reap_now(ledger)
+    again = started(ledger, study, other)
+    with pytest.raises(LeaseLostError):
+        begin(ledger, study, taken)
+    ledgers.finish(ledger, again, TrialState.COMPLETE, 0.5)
+    with pytest.raises(LeaseLostError):
+        begin(ledger, study, taken)
+    check_ended(ledger, 1)
+    assert len(study.trials) == 1
+
+
+def test_a_result_that_came_before_the_slot_went_to_another_counts(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 1)
+    attempt = started(ledger, study, enter(ledger))
+    reap_now(ledger)
+    reap_now(ledger)
+    ledgers.finish(ledger, attempt, TrialState.COMPLETE, 0.75)
+    work_to_the_end(ledger, study)
+    check_ended(ledger, 1)
+    assert (len(study.trials), study.best_value) == (1, 0.75)
+
+
+def test_a_pruned_trial_has_its_last_accuracy_and_an_infeasible_one_has_none(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 2)
+    for ending in ("pruned", "infeasible"):
+        one_attempt(ledger, study, enter(ledger), ending)
+    pruned, infeasible = study.trials
+    assert (pruned.state, pruned.value) == (TrialState.PRUNED, 0.5)
+    assert (infeasible.state, infeasible.value) == (TrialState.PRUNED, None)
+    count = ledgers.budget(ledger)
+    assert (count.done, count.infeasible, count.remaining) == (2, 1, 0)
+    check_ended(ledger, 2)
+
+
+def test_what_does_not_fit_is_avoided_by_the_sampler_however_well_it_scored(both: Both) -> None:
+    ledger, study = both
+    infeasible_above = 0.5
+    ledgers.request(ledger, 40)
+    worker = enter(ledger)
+    for number in range(40):
+        taken = ledgers.lease(ledger, worker)
+        assert taken is not None
+        study.sampler = TPESampler(seed=number, n_startup_trials=10)
+        attempt = ledgers.begin(ledger, study, taken, (), {WORKER: worker})
+        assert attempt is not None
+        x = attempt.trial.suggest_float("x", 0.0, 1.0)
+        attempt.trial.report(x, 1)
+        if x > infeasible_above:
+            ledgers.give_up(ledger, attempt, "too large")
+        else:
+            ledgers.finish(ledger, attempt, TrialState.COMPLETE, x)
+    assert study.best_value <= infeasible_above
+    late = [trial.params["x"] for trial in study.trials[15:]]
+    assert sum(x > infeasible_above for x in late) < len(late) / 2
+    assert all(trial.value is None for trial in study.trials if trial.user_attrs.get(FAULT) == "infeasible")
+
+
+def test_errors_count_while_they_come_one_after_another(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 20)
+    endings = ["error"] * 4 + ["complete"] + ["error", "preempted", "error", "pruned"] + ["error"] * ERRORS_IN_A_ROW
+    counts = []
+    for ending in endings:
+        one_attempt(ledger, study, enter(ledger), ending)
+        counts.append(ledgers.errors_in_a_row(ledger))
+    assert counts == [1, 2, 3, 4, 0, 1, 1, 2, 0, 1, 2, 3, 4, 5]
+    assert ledgers.budget(ledger).failed_attempts == 12
+
+
+def test_a_worker_that_goes_with_its_slot_leaves_it_to_the_others_at_once(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 1)
+    worker = enter(ledger)
+    started(ledger, study, worker)
+    leave(ledger, worker, "an error on the way")
+    assert ledgers.undone(ledger) == (1, 0)
+    work_to_the_end(ledger, study)
+    check_ended(ledger, 1)
+
+
+def test_a_worker_that_still_has_a_slot_and_does_not_know_it_gets_that_one(both: Both) -> None:
+    ledger, study = both
+    ledgers.request(ledger, 3)
+    worker = enter(ledger)
+    attempt = started(ledger, study, worker)
+    again = started(ledger, study, worker)
+    assert (again.lease.slot, again.lease.attempt) == (0, 2)
+    assert again.trial.params == attempt.trial.params
+    work_to_the_end(ledger, study)
+    check_ended(ledger, 3)
+
+
+def test_studies_of_one_database_do_not_touch_each_other(any_storage: URL) -> None:
+    with opened_ledger(any_storage, name="a") as (first, a), opened_ledger(any_storage, name="b") as (second, _):
+        ledgers.request(first, 2)
+        ledgers.request(second, 3)
+        started(second, optuna.load_study(study_name="b", storage=second.storage), enter(second))
+        work_to_the_end(first, a)
+        check_ended(first, 2)
+        assert [row.state for row in slots(second)] == ["leased", "waiting", "waiting"]
+        assert ledgers.budget(second).running == 1
+
+
+# Crashes
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_worker_may_die_before_and_after_any_commit(any_storage: URL, ending: str, moment: str) -> None:
+    deaths = 0
+    while True:
+        with opened_ledger(any_storage, name=f"s{deaths}") as (ledger, study):
+            ledgers.request(ledger, 2)
+            worker = enter(ledger)
+
+            def die(number: int, _: Any) -> None:
+                if number == deaths + 1:
+                    raise KilledError
+
+            hooks = (die, lambda *_: None) if moment == "before" else (lambda *_: None, die)
+            try:
+                with hooked_commits(ledger.engine, *hooks):
+                    one_attempt(ledger, study, worker, ending)
+                break
+            except KilledError:
+                deaths += 1
+            bury(ledger, worker, "killed")
+        with opened_ledger(any_storage, name=f"s{deaths - 1}") as (ledger, study):
+            work_to_the_end(ledger, study)
+            check_ended(ledger, 2)
+    assert deaths > 10
+
+
+def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Any], None]:
+    """Breaks a connection the way a server does that goes away after its last commit."""
+    monkeypatch.setattr("optuna.storages._rdb.storage.random", SimpleNamespace(random=lambda: 0.0))
+    monkeypatch.setattr("search.outage.FIRST_PAUSE", 0.001)
+
+    def lose(_: int, connection: Any) -> None:
+        connection.close()
+        if isinstance(connection, psycopg.Connection):
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+        raise sqlite3.OperationalError("disk I/O error")
+
+    return lose
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_any_commit_may_go_unanswered(any_storage: URL, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lose = lose_answers(monkeypatch)
+    number = commits = 0
+    while number <= commits:
+        number += 1
+        commits = 0
+        with opened_ledger(any_storage, name=f"s{number}") as (ledger, study):
+            ledgers.request(ledger, 1)
+            worker = enter(ledger)
+
+            def after(count: int, connection: Any) -> None:
+                nonlocal commits
+                commits = count
+                if count == number:
+                    lose(count, connection)
+
+            with hooked_commits(ledger.engine, lambda *_: None, after):
+                one_attempt(ledger, study, worker, ending)
+            assert TrialState.RUNNING not in [trial.state for trial in study.trials]
+            if ending not in ("preempted", "error"):
+                check_ended(ledger, 1)
+                done = [trial for trial in study.trials if trial.state in DONE]
+                assert len(done) == 1
+            else:
+                (row,) = slots(ledger)
+                assert (row.state, row.errors) == ("waiting", int(ending == "error"))
+    assert commits > 10
+
+
+# Everything at once
+
+
+class Workers(RuleBasedStateMachine):
+    """Three workers, each with a storage of its own as in processes of their own, in every order of transactions."""
+
+    url: URL
+    studies = 0
+
+    @initialize(budget=st.integers(1, 4))
+    def open(self, budget: int) -> None:
+        type(self).studies += 1
+        self.name = f"s{self.studies}"
+        self._opened = [opened_ledger(self.url, NEVER, self.name) for _ in range(4)]
+        self.seats = [one.__enter__() for one in self._opened]
+        for ledger, _ in self.seats[:3]:
+            hold_up_puppets(ledger.engine)
+        self.ledger, self.study = self.seats[3]
+        self.budget = ledgers.request(self.ledger, budget)
+        self.puppets: list[Puppet | None] = [None] * 3
+        self.ids = [""] * 3
+        self.lost_for_good: list[str] = []
+        self.done: list[int] = []
+
+    @rule(seat=st.integers(0, 2), endings=st.lists(st.sampled_from(ENDINGS), min_size=1, max_size=3))
+    def come(self, seat: int, endings: list[str]) -> None:
+        if self.puppets[seat] is not None:
+            return
+        ledger, study = self.seats[seat]
+        worker = self.ids[seat] = enter(self.ledger)
+
+        def live() -> None:
+            for ending in endings:
+                try:
+                    attempt = one_attempt(ledger, study, worker, ending)
+                except (LeaseLostError, UpdateFinishedTrialError):
+                    continue
+                if attempt is not None:
+                    self.done.append(attempt.trial_id)
+            leave(ledger, worker, "done")
+
+        self.puppets[seat] = Puppet(live)
+
+    @rule(seat=st.integers(0, 2), transactions=st.integers(1, 12))
+    def go_on(self, seat: int, transactions: int) -> None:
+        if (puppet := self.puppets[seat]) is not None:
+            puppet.advance(transactions)
+            if puppet.over:
+                self.puppets[seat] = None
+
+    @rule(seat=st.integers(0, 2), seen=st.booleans())
+    def die(self, seat: int, seen: bool) -> None:
+        if (puppet := self.puppets[seat]) is not None:
+            puppet.kill()
+            self.puppets[seat] = None
+            if seen:
+                bury(self.ledger, self.ids[seat], "killed by signal 9")
+                bury(self.ledger, self.ids[seat], "killed by signal 9")
+
+    @rule(seat=st.integers(0, 2))
+    def be_thought_dead(self, seat: int) -> None:
+        bury(self.ledger, self.ids[seat], "somebody was wrong")
+
+    @rule(times=st.integers(1, 3))
+    def all_stand_still_for_long(self, times: int) -> None:
+        for _ in range(times):
+            reap(self.ledger)
+            pass_time(self.ledger, NEVER.lost_after)
+
+    @rule(more=st.integers(1, 2))
+    def grow(self, more: int) -> None:
+        if self.budget < 7:
+            self.budget = ledgers.request(self.ledger, self.budget + more)
+
+    @invariant()
+    def nothing_is_counted_twice(self) -> None:
+        if hasattr(self, "ledger"):
+            trials = self.ledger.storage.get_all_trials(self.ledger.study_id, deepcopy=False)
+            done = [trial.user_attrs[SLOT] for trial in trials if trial.state in DONE]
+            assert len(done) == len(set(done)) <= self.budget
+
+    def teardown(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        try:
+            for puppet in self.puppets:
+                if puppet is not None:
+                    puppet.advance(1000)
+                    assert puppet.over
+            work_to_the_end(self.ledger, self.study)
+            trials = {trial._trial_id: trial for trial in self.study.trials}
+            assert all(trials[trial_id].state in DONE for trial_id in self.done)
+            check_ended(self.ledger, self.budget, same_params=False)
+        finally:
+            for puppet in self.puppets:
+                if puppet is not None and not puppet.over:
+                    puppet.kill()
+            for one in self._opened:
+                one.__exit__(None, None, None)
+
+
+def run_machine(url: URL, examples: int, steps: int = 30) -> None:
+    machine = type("Workers", (Workers,), {"url": url})
+    quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None, database=None, suppress_health_check=quiet
+        ),
+    )
+
+
+def test_workers_in_any_order_with_any_deaths_end_with_the_exact_budget(any_storage: URL) -> None:
+    run_machine(any_storage, 25 if any_storage.drivername == "sqlite" else 5)
+
+
+@pytest.mark.slow
+def test_workers_in_any_order_with_any_deaths_many_times(any_storage: URL) -> None:
+    run_machine(any_storage, 300, 50)
