@@ -27,6 +27,10 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 COPY . ./
 RUN pip install --no-cache-dir --no-deps .
 
+# Kept with every study: docker compose build --build-arg COMMIT=$(git rev-parse --short=12 HEAD)
+ARG COMMIT=unknown
+ENV SEARCH_COMMIT=$COMMIT
+
 USER 10001:10001
 WORKDIR /work
 ENTRYPOINT ["python", "-m", "search"]

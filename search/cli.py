@@ -151,6 +151,7 @@ def worker_command(
 ) -> None:
     """Join a study as a worker, from any machine that reaches its storage and has its images."""
     from data.folders import data_folder
+    from search.outage import StorageLostError
     from search.stop import Stop, StoppedError
     from search.view import view
     from search.worker import WorkerOptions, work
@@ -174,8 +175,10 @@ def worker_command(
         try:
             with view(_console()) as show:
                 done = work(options, show, stop)
-        except StoppedError as error:
-            raise KeyboardInterrupt from error
+        except (StoppedError, StorageLostError) as error:
+            if stop.cause is None:
+                raise
+            raise KeyboardInterrupt from error  # also where the database was away when somebody asked it to go
     typer.echo(f"{done} configurations done by this worker")
 
 

@@ -13,8 +13,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the GPU's or the host's memory did not suffice."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # torch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # torch's CPU allocator, cuDNN and cuBLAS raise plain RuntimeErrors.
+    marks = ("DefaultCPUAllocator", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
 
 
 def is_broken_device(error: BaseException) -> bool:

@@ -221,9 +221,12 @@ def _taken_away(cause: str) -> dict[str, Any]:
 
 
 def leave(ledger: Ledger, worker: str, farewell: str) -> None:
-    """A worker goes, holding no lease."""
+    """A worker goes; a slot that it still holds waits again."""
 
     def work(connection: sa.Connection) -> None:
+        free = {"state": "waiting", "worker": None, "expires": None, "suspected": None, "cause": farewell}
+        held = sa.and_(SLOTS.c.study_id == ledger.study_id, SLOTS.c.worker == worker, SLOTS.c.state == "leased")
+        connection.execute(sa.update(SLOTS).where(held).values(free))
         gone = {"left": now(), "farewell": farewell, "slot": None, "alone": 0}
         connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker, WORKERS.c.left.is_(None)).values(gone))
 

@@ -1,9 +1,12 @@
 """Every command in the README works: run in its order, in one empty folder, as a reader would."""
 
 import io
+import os
 import re
 import shlex
+import subprocess
 import sys
+import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -39,6 +42,18 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     return out.getvalue()
 
 
+def serves(words: list[str]) -> None:
+    """The command prints an address that answers, until it is asked to go."""
+    command = [sys.executable, "-m", "search", *words]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = process.stdout.readline().removeprefix("dashboard: ").strip()
+    with urllib.request.urlopen(address + "api/studies") as answer:
+        assert b"first-try" in answer.read()
+    process.terminate()
+    process.communicate(timeout=20)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +61,7 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SEARCH_STORAGE", raising=False)
     monkeypatch.setenv("SEARCH_DATA_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers that `run` starts
     monkeypatch.setattr("data.cifar10.can_fetch", lambda _: False)
     chance = np.random.default_rng(0)
     for name in ("cats", "dogs"):
@@ -66,9 +82,12 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             words += own
         if words == ["data", "--dataset", "cifar10"]:
             words[-1] = "digits"
-        run(words, monkeypatch)
         ran += 1
-    assert ran >= 8
+        if words == ["dashboard"]:
+            serves([*words, "--port", "0"])
+        else:
+            run(words, monkeypatch)
+    assert ran >= 12
     assert "3 of 3 configurations" in run(["status", "--name", "first-try"], monkeypatch)
     (example,) = blocks("python")
     printed = io.StringIO()
