@@ -436,6 +436,14 @@ def release(ledger: Ledger, taken: Lease, errors: int = 0) -> None:
     transaction(ledger, work)
 
 
+def abandon(ledger: Ledger, taken: Lease, cause: str) -> None:
+    """Hand a lease back from another thread than the one that trains: its attempt ends here, whatever it is doing."""
+    for trial in attempts(ledger, taken.slot):
+        if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] == taken.attempt:
+            _fail(ledger, trial, cause, "preempted")
+    release(ledger, taken)
+
+
 def renew(ledger: Ledger, taken: Lease) -> Lease | None:
     """The same slot's next attempt, for the worker that holds it; None where it holds it no more."""
 

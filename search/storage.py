@@ -250,17 +250,32 @@ def exclusive(url: URL, what: str, wait: bool = True) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _file_lock(path: Path, wait: bool) -> Iterator[bool]:
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    with file:
+    """Hold a lock file that is there only while somebody holds it."""
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            file = path.open("a")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if not _is_file_at(path, file.fileno()):
+                continue  # its last holder removed it between the opening and the lock
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_file_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def study_names(storage: RDBStorage) -> list[str]:

@@ -3,6 +3,7 @@
 torch and the images are loaded only once there is something to train; until then a worker is small.
 """
 
+import contextlib
 import gc
 import time
 import traceback
@@ -108,6 +109,7 @@ def work(options: WorkerOptions, show: Show, stop: Stop, take_seat: TakeSeat = t
             with Heart(
                 ledger, worker, lambda slots: show(Note(f"slots {slots} wait again: their worker died"))
             ) as heart:
+                stop.last_resort = lambda cause: _abandon(ledger, worker, heart.taken, cause)
                 return _work(ledger, study, worker, heart, options, show, stop, take_seat)
         except BaseException as error:
             farewell = first_line(error)
@@ -126,11 +128,16 @@ def _slots(slots: list[int]) -> str:
     return f"slots {', '.join(map(str, slots))} wait" if len(slots) > 1 else f"slot {slots[0]} waits"
 
 
+def _abandon(ledger: Ledger, worker: str, taken: Lease | None, cause: str) -> None:
+    with contextlib.suppress(StorageLostError):  # then the others see by its silence that it is gone
+        if taken is not None:
+            ledgers.abandon(ledger, taken, cause)
+        workers.leave(ledger, worker, cause)
+
+
 def _leave(ledger: Ledger, worker: str, farewell: str) -> None:
-    try:
+    with contextlib.suppress(StorageLostError):  # then the others see by its silence that it is gone
         workers.leave(ledger, worker, farewell)
-    except StorageLostError:
-        return  # the others see by its silence that it is gone
 
 
 def _work(

@@ -239,3 +239,33 @@ def test_a_bug_stops_the_run_with_the_cause(start: Start) -> None:
     assert "attempts in a row failed, the last one with: ZeroDivisionError: a bug" in err
     assert TrialState.RUNNING not in states()
     assert not workers()
+
+
+def test_one_long_step_does_not_keep_a_worker_that_is_asked_to_go(start: Start) -> None:
+    Path("sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'worker' in sys.argv:\n"
+        "    import torch, search.trial\n"
+        "    def long(*_, **__):\n"
+        "        print('long step', flush=True)\n"
+        "        torch.mm(torch.ones(20000, 20000), torch.ones(20000, 20000))\n"
+        "        yield\n"
+        "    search.trial.fit = long\n"
+    )
+    ended_well(start(*RUN, "--workers", "0", "--timeout", "1"))
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "search", "worker", "--name", "tiny"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{Path.cwd()}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout is not None
+    assert any("long step" in line for line in worker.stdout)
+    asked = time.monotonic()
+    worker.terminate()
+    worker.communicate(timeout=10)
+    assert time.monotonic() - asked < 10
+    assert worker.returncode == 130
+    (trial,) = study().trials
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs[FAULT] == "preempted"
