@@ -179,7 +179,7 @@ def worker_command(
             if stop.cause is None:
                 raise
             raise KeyboardInterrupt from error  # also where the database was away when somebody asked it to go
-    typer.echo(f"{done} configurations done by this worker")
+    typer.echo(f"{done} configuration{'' if done == 1 else 's'} done by this worker")
 
 
 @app.command()
@@ -212,8 +212,10 @@ def status(
 
             if form is Form.JSON:
                 typer.echo(json.dumps(look(), indent=2))
-                while watch and ledgers.is_open(ledger):
+                open_ = watch and ledgers.is_open(ledger)
+                while open_:
                     time.sleep(STATUS_SECONDS)
+                    open_ = ledgers.is_open(ledger)
                     typer.echo(json.dumps(look(), indent=2))
                 return
             console = _console()
@@ -221,8 +223,10 @@ def status(
                 console.print(status_view(look()))
                 return
             with Live(status_view(look()), console=console, auto_refresh=False) as live:
-                while ledgers.is_open(ledger):
+                open_ = ledgers.is_open(ledger)
+                while open_:
                     time.sleep(STATUS_SECONDS)
+                    open_ = ledgers.is_open(ledger)  # before the look: the last picture shows the end
                     live.update(status_view(look()), refresh=True)
 
 

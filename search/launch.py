@@ -1,12 +1,12 @@
 """The workers that `run` starts on its own machine: how many, how pinned, and what becomes of one that ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +15,9 @@ from sqlalchemy.engine import URL
 
 from search import workers
 from search.errors import RunError, UserError
-from search.ledger import ERRORS_IN_A_ROW, Ledger, errors_in_a_row
+from search.ledger import ERRORS_IN_A_ROW, Ledger, errors_in_a_row, is_open
 from search.memory_kills import memory_kills
+from search.outage import StorageLostError
 from search.process import is_dead, place, this_process
 from search.storage import with_password
 from search.workers import WorkerRow
@@ -109,11 +110,12 @@ def spawn(team: Team, number: int) -> Child:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def dashboard(storage: URL, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Serve optuna-dashboard from a process of its own, for as long as the context lasts."""
     child, text = _start_dashboard(storage, out, port=8080)
-    if child.poll() is not None:
+    if text.startswith(COMPLAINT) or child.poll() is not None:
+        child.wait()
         child, text = _start_dashboard(storage, out, port=0)  # any free one
     tell(text.removeprefix(COMPLAINT) or f"the dashboard has not started yet; see {out / 'dashboard.log'}")
     try:
@@ -156,6 +158,7 @@ class LocalWorkers:
     _crashes: dict[int, _Crashes] = field(default_factory=dict)
     _gone: dict[int, UserError | RunError] = field(default_factory=dict)
     """Workers that stay away, and why."""
+    _rows: Sequence[WorkerRow] = ()
     _memory_kills: int = field(default_factory=memory_kills)
 
     def tend(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
@@ -168,12 +171,14 @@ class LocalWorkers:
         Raises:
             UserError, RunError: no worker is left anywhere, and none of this team will come back.
         """
+        self._rows = rows
         for number, child in list(self._children.items()):
             status = child.poll()
             if status is not None:
                 del self._children[number]
                 self._ended(number, child.pid, status, rows, done)
-        if remaining:
+        # All results may be there and a slot still open: its worker died before it could close it.
+        if remaining or is_open(self.ledger):
             self._fill(rows)
 
     def _ended(self, number: int, pid: int, status: int, rows: Sequence[WorkerRow], done: int) -> None:
@@ -218,10 +223,10 @@ class LocalWorkers:
 
     def stop(self) -> None:
         """Ask this team's workers to hand their trials back and go, and wait until they have."""
-        me = this_process().key
-        rows = [row for row in workers.listed(self.ledger) if is_of_this_machine(row) and row.launcher == me]
         own = {child.pid for child in self._children.values()}
-        adopted = [row for row in rows if row.pid not in own]
+        # As they were last seen: the database may be away just now.
+        adopted = [row for row in self._rows if row.launcher == this_process().key and row.pid not in own]
+        adopted = [row for row in adopted if is_of_this_machine(row)]
         for child in self._children.values():
             if child.poll() is None:
                 child.terminate()
@@ -238,8 +243,9 @@ class LocalWorkers:
                 child.kill()
         for row in adopted:
             _signal(row, signal.SIGKILL)
-        workers.reap(self.ledger)
         self._children.clear()
+        with contextlib.suppress(StorageLostError):
+            workers.reap(self.ledger, anew=True)
 
 
 def is_of_this_machine(row: WorkerRow) -> bool:

@@ -11,8 +11,9 @@ exact, whatever dies whenever:
   whose trial has ended; the next one to lease it finds that and marks it done.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import optuna
@@ -57,6 +58,7 @@ class Ledger:
 
     study_id: int
     storage: BaseStorage
+    database: PersistentStorage
     engine: sa.Engine
     outage: Outage
     times: WorkersConfig
@@ -122,7 +124,7 @@ def open_ledger(storage: PersistentStorage, name: str, times: WorkersConfig) -> 
     cached = get_storage(storage)  # Optuna's cache of finished trials must see each trial's creation
     study = optuna.load_study(study_name=name, storage=cached)
     storage.outage.limit, storage.outage.longest_pause = times.max_outage, min(5.0, times.grace / 4)
-    return Ledger(cached.get_study_id_from_name(name), cached, storage.engine, storage.outage, times), study
+    return Ledger(cached.get_study_id_from_name(name), cached, storage, storage.engine, storage.outage, times), study
 
 
 def transaction(ledger: Ledger, work: Callable[[sa.Connection], T]) -> T:
@@ -147,19 +149,22 @@ def request(ledger: Ledger, trials: int, starts: int = 0) -> int:
         the budget now: more than asked for where more is done or under way already.
     """
 
+    begun, ended = _begun_and_ended(ledger)
+
     def work(connection: sa.Connection) -> int:
         if connection.dialect.name == "postgresql":  # one at a time; SQLite's transactions are that by themselves
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ledger.study_id, 1)))
         mine = SLOTS.c.study_id == ledger.study_id
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(SLOTS.c.slot) + 1, 0)).where(mine)
         there, following = connection.execute(query).one()
+        following = max([following, *(slot + 1 for slot in begun)])  # one slot's attempts are never another's
         if trials > there:
             rows = [{"study_id": ledger.study_id, "slot": following + i} for i in range(trials - there)]
             connection.execute(sa.insert(SLOTS), rows)
         elif trials < there:
             surplus = (
                 sa.select(SLOTS.c.slot)
-                .where(mine, SLOTS.c.state == "waiting")
+                .where(mine, SLOTS.c.state == "waiting", sa.or_(SLOTS.c.attempt == 0, _is_one_of(ended)))
                 .order_by(SLOTS.c.slot.desc())
                 .limit(there - trials)
                 .with_for_update(skip_locked=True)
@@ -171,12 +176,32 @@ def request(ledger: Ledger, trials: int, starts: int = 0) -> int:
             mine, SLOTS.c.state == "waiting", SLOTS.c.attempt == 0, SLOTS.c.start.is_(None)
         )
         unused = [start for start in range(starts) if start not in used]
-        untouched = connection.scalars(fresh.order_by(SLOTS.c.slot).limit(len(unused)))
+        fresh = fresh.order_by(SLOTS.c.slot).limit(len(unused)).with_for_update(skip_locked=True)
+        untouched = connection.scalars(fresh)
         for start, slot in zip(unused, list(untouched), strict=False):
             connection.execute(sa.update(SLOTS).where(mine, SLOTS.c.slot == slot).values(start=start))
         return int(connection.scalar(sa.select(sa.func.count()).where(mine)) or 0)
 
     return transaction(ledger, work)
+
+
+def _begun_and_ended(ledger: Ledger) -> tuple[set[int], list[tuple[int, int]]]:
+    """Slots that ever had a trial; of those that wait, with their attempt, those whose trials count for nothing."""
+
+    def work(connection: sa.Connection) -> list[tuple[int, int]]:
+        query = sa.select(SLOTS.c.slot, SLOTS.c.attempt)
+        query = query.where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == "waiting", SLOTS.c.attempt > 0)
+        return [(slot, attempt) for slot, attempt in connection.execute(query)]
+
+    waiting = transaction(ledger, work)  # before the trials: a slot that is begun after this has another attempt
+    trials = ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)
+    counts = {trial.user_attrs.get(SLOT) for trial in trials if trial.state != TrialState.FAIL}
+    begun = {trial.user_attrs[SLOT] for trial in trials if SLOT in trial.user_attrs}
+    return begun, [(slot, attempt) for slot, attempt in waiting if slot not in counts]
+
+
+def _is_one_of(ended: list[tuple[int, int]]) -> sa.ColumnElement[bool]:
+    return sa.or_(sa.false(), *(sa.and_(SLOTS.c.slot == slot, SLOTS.c.attempt == attempt) for slot, attempt in ended))
 
 
 def budget(ledger: Ledger) -> Budget:
@@ -242,10 +267,12 @@ def lease(ledger: Ledger, worker: str) -> Lease | None:
             .where(me.c.id == worker, other.c.id != worker, other.c.alone > 0, living(other, ledger.times))
             .exists()
         )
+        # Leased to this very worker before, where the answer was lost.
+        own = sa.and_(SLOTS.c.state == "leased", SLOTS.c.worker == worker)
         first = (
             sa.select(SLOTS.c.slot)
-            .where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == "waiting", ~device_is_taken)
-            .order_by(SLOTS.c.slot)
+            .where(SLOTS.c.study_id == ledger.study_id, sa.or_(own, SLOTS.c.state == "waiting"), ~device_is_taken)
+            .order_by(own.desc(), SLOTS.c.slot)
             .limit(1)
             .with_for_update(skip_locked=True, of=SLOTS)
         )
@@ -296,21 +323,46 @@ def begin(
     if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier):
         close(ledger, taken)
         return None
-    if taken.errors >= MOST_ERRORS:
-        fixed: dict[str, Any] = {}
-    else:
-        fixed = dict(starts[taken.start]) if taken.start is not None and taken.start < len(starts) else {}
-        for trial in earlier:
-            fixed |= trial.system_attrs.get("fixed_params", {}) | trial.params
+    fixed = dict(starts[taken.start]) if taken.start is not None and taken.start < len(starts) else {}
+    errors = 0
+    for trial in earlier:
+        fixed |= trial.system_attrs.get("fixed_params", {}) | trial.params
+        errors += trial.user_attrs.get(FAULT) == "error"
+        if trial.user_attrs.get(FAULT) == "error" and errors % MOST_ERRORS == 0:
+            fixed = {}  # this configuration is broken: another one is drawn, and kept in its turn
     known = {SLOT: taken.slot, ATTEMPT: taken.attempt, **about}
     if taken.start is not None:
         known[START] = taken.start
-    disturbances = ledger.outage.disturbances
-    template = create_trial(state=TrialState.RUNNING, user_attrs=known, system_attrs={"fixed_params": fixed})
-    trial_id = ledger.storage.create_new_trial(ledger.study_id, template)
-    if ledger.outage.disturbances != disturbances:
+    system = {"fixed_params": fixed} if fixed else {}
+    template = create_trial(state=TrialState.RUNNING, user_attrs=known, system_attrs=system)
+    with _fenced(ledger, taken) as tries:
+        trial_id = ledger.storage.create_new_trial(ledger.study_id, template)
+    if len(tries) > 1:
         _end_twins(ledger, taken, trial_id)
     return Attempt(taken, optuna.Trial(study, trial_id), trial_id)
+
+
+@contextmanager
+def _fenced(ledger: Ledger, taken: Lease) -> Iterator[list[int]]:
+    """Let a trial be created only while the lease is held, and the lease not be taken until it is created.
+
+    Without this a worker that was held up between the two would create a trial that nobody ever ends, since the
+    slot's next attempt has begun already.
+
+    Yields:
+        a list that grows with every try: after the second one the trial may have been created twice.
+    """
+    held = sa.select(SLOTS.c.slot).where(_held(ledger, taken), SLOTS.c.state == "leased").with_for_update(read=True)
+
+    tries: list[int] = []
+
+    def check(connection: sa.Connection) -> None:
+        tries.append(len(tries))
+        if connection.scalar(held) is None:
+            raise LeaseLostError
+
+    with ledger.database.checking(check):
+        yield tries
 
 
 def attempts(ledger: Ledger, slot: int) -> list[FrozenTrial]:
@@ -370,11 +422,16 @@ def close(ledger: Ledger, taken: Lease) -> None:
     """A slot's result is stored: mark it done."""
 
     def work(connection: sa.Connection) -> None:
+        _forget_slot(connection, taken)
         held = _held(ledger, taken)
         connection.execute(sa.update(SLOTS).where(held).values(state="done", worker=None, expires=None, suspected=None))
-        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == taken.worker).values(slot=None, progress=None))
 
     transaction(ledger, work)
+
+
+def _forget_slot(connection: sa.Connection, taken: Lease) -> None:
+    # The worker's row before the slot's, as heartbeats do it: the other way round the two would wait in a circle.
+    connection.execute(sa.update(WORKERS).where(WORKERS.c.id == taken.worker).values(slot=None, progress=None))
 
 
 def _held(ledger: Ledger, taken: Lease) -> sa.ColumnElement[bool]:
@@ -430,8 +487,8 @@ def release(ledger: Ledger, taken: Lease, errors: int = 0) -> None:
     def work(connection: sa.Connection) -> None:
         waits = {"state": "waiting", "worker": None, "expires": None, "suspected": None}
         counted = SLOTS.c.errors + errors
+        _forget_slot(connection, taken)
         connection.execute(sa.update(SLOTS).where(_held(ledger, taken)).values(**waits, errors=counted))
-        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == taken.worker).values(slot=None, progress=None))
 
     transaction(ledger, work)
 
@@ -448,10 +505,12 @@ def renew(ledger: Ledger, taken: Lease) -> Lease | None:
     """The same slot's next attempt, for the worker that holds it; None where it holds it no more."""
 
     def work(connection: sa.Connection) -> Lease | None:
+        held = _held(ledger, taken)
+        renewed = _held(ledger, replace(taken, attempt=taken.attempt + 1))  # before, where the answer was lost
         again = (
             sa.update(SLOTS)
-            .where(_held(ledger, taken), SLOTS.c.state == "leased")
-            .values(attempt=SLOTS.c.attempt + 1)
+            .where(sa.or_(held, renewed), SLOTS.c.state == "leased")
+            .values(attempt=taken.attempt + 1)
             .returning(*_LEASED)
         )
         row = connection.execute(again).one_or_none()

@@ -39,6 +39,8 @@ class Outage:
         self.disturbances = 0
         """Calls that failed and were tried again: each may have been done twice."""
         self._shown = shown
+        self._lost_since: float | None = None
+        """When the outage began that somebody has given up on: nobody waits for its end a second time."""
         self._leaving = threading.Event()
         self._calls = threading.local()
 
@@ -61,7 +63,7 @@ class Outage:
             self._calls.inside = False
 
     def _persist(self, call: Callable[[], T]) -> T:
-        began, pause = None, FIRST_PAUSE
+        began, pause = self._lost_since, FIRST_PAUSE
         while True:
             try:
                 result = call()
@@ -76,6 +78,7 @@ class Outage:
                         self.tell(f"storage {self._shown} does not answer ({first_line(cause)}); trying again")
                 away = now - began
                 if away >= self.limit or self._leaving.is_set():
+                    self._lost_since = began
                     raise StorageLostError(
                         f"storage {self._shown} has not answered for {away:.0f} s: {first_line(cause)}; "
                         "nothing stored is lost, and the same command goes on"
@@ -85,7 +88,7 @@ class Outage:
                 self._leaving.wait(min(pause * random.uniform(0.5, 1.0), self.limit - away))
                 pause = min(2 * pause, self.longest_pause)
             else:
-                if began is not None:
+                if began is not None and began != self._lost_since:
                     self.tell(f"storage {self._shown} answers again after {time.monotonic() - began:.0f} s")
                 return result
 
@@ -94,6 +97,8 @@ def _connection_trouble(error: BaseException) -> BaseException | None:
     """What went wrong between us and the database, where it can pass by itself; None for every other error."""
     if isinstance(error, optuna.exceptions.StorageInternalError):
         error = error.__cause__ or error
+    if isinstance(error, sa.exc.PendingRollbackError) and error.__context__ is not None:
+        error = error.__context__  # Optuna went on with a connection that had broken
     if isinstance(error, sa.exc.TimeoutError):
         return error
     if not isinstance(error, sa.exc.DBAPIError):

@@ -60,7 +60,6 @@ IDS = uuid.UUID("5f1c2d5e-6a55-4d0e-9a0b-0c9a3a4c7d11")
 FAULTS: Mapping[str, str] = {
     "killed": "its process was killed",
     "preempted": "its process was asked to stop",
-    "time": "the time for the search was up",
     "out of memory": "it did not fit into memory",
     "infeasible": "this configuration cannot be trained here",
     "non-finite loss": "the training diverged: its loss was no longer a finite number",

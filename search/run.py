@@ -5,6 +5,7 @@ the same command finds them again.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,18 +112,29 @@ def run(options: RunOptions, show: Show) -> RunEnd:
                 with _wall_time(study, show) as timed_show:
                     team = _team(options, devices, name, data_dir, out)
                     finished = _search(ledger, study, team, options.timeout, publisher.publish, timed_show)
-                if options.finale:
+                if not finished and studies.best_trial(study) is None:
+                    show(Note("the time was up before any trial ran to its end, so there is no finale"))
+                elif options.finale:
                     with exclusive(options.storage, f"{name}.finale", wait=False) as mine:
                         if mine:
                             _finale(study, record, devices[0], data_dir, out, options.max_retrain_epochs, show)
                         else:
                             show(Note("another run of this study is at its finale; this one leaves it to that"))
-            finally:
+            except BaseException:
                 with contextlib.suppress(StorageLostError):
-                    publisher.publish()
-                    summary = summarise(study, record, ledger, shown(options.storage))
-                    write_json(out / "summary.json", summary)
+                    _write_summary(study, record, ledger, options.storage, out, publisher)
+                raise
+            summary = _write_summary(study, record, ledger, options.storage, out, publisher)
     return RunEnd(summary, out, finished)
+
+
+def _write_summary(
+    study: optuna.Study, record: StudyRecord, ledger: Ledger, storage: URL, out: Path, publisher: "_Publisher"
+) -> dict[str, Any]:
+    publisher.publish()
+    summary = summarise(study, record, ledger, shown(storage))
+    write_json(out / "summary.json", summary)
+    return summary
 
 
 def _created(
@@ -149,7 +161,8 @@ def _created(
         studies.refuse_other_reading(found)
     ledger = _requested(storage, record, stored)
     if stored is not None and (orphans := adopt_orphans(ledger)):
-        show(Note(f"{orphans} workers of an earlier run are still at work; they belong to this one now"))
+        workers_are = "1 worker of an earlier run is" if orphans == 1 else f"{orphans} workers of an earlier run are"
+        show(Note(f"{workers_are} still at work and belong to this one now"))
     return record
 
 
@@ -167,8 +180,8 @@ def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRec
         at_work = sum(row.state in ("idle", "working", "silent") for row in listed(ledger))
         if record.config.trials < stored.config.trials and at_work:
             raise UserError(
-                f"study {record.name!r} has a budget of {stored.config.trials}, which {at_work} workers are working "
-                f"off; it can be lowered to {record.config.trials} once they have stopped"
+                f"study {record.name!r} has a budget of {stored.config.trials}, and workers ({at_work}) are working "
+                f"it off; it can be lowered to {record.config.trials} once they have stopped"
             )
         studies.update(study, record.config)
     ledgers.request(ledger, record.config.trials, len(record.config.start))
@@ -196,7 +209,7 @@ def _search(
     deadline = time.monotonic() + timeout if timeout is not None else None
     local = LocalWorkers(ledger, team, lambda text: show(Note(text)))
     watcher = Watcher(ledger, study)
-    published = time.monotonic()
+    published = -math.inf
     try:
         while True:
             count, rows, events = watcher.look()
@@ -211,10 +224,14 @@ def _search(
                 publish_now()
                 published = time.monotonic()
             time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        ledger.outage.leave()  # whoever wants to go does not wait for a database that is away
+        raise
     finally:
         local.stop()
-        for event in watcher.look()[2]:
-            show(event)
+        with contextlib.suppress(StorageLostError):
+            for event in watcher.look()[2]:
+                show(event)
 
 
 def _finale(
@@ -340,4 +357,5 @@ def _wall_time(study: optuna.Study, show: Show) -> Iterator[Show]:
     try:
         yield storing_show
     finally:
-        store()
+        with contextlib.suppress(StorageLostError):
+            store()

@@ -75,6 +75,7 @@ class Stop:
     def _signalled(self, number: int, _: FrameType | None) -> None:
         self.request(f"preempted: the worker got {signal.Signals(number).name}")
         if self._interruptible:
+            self._interruptible = False  # once: a second signal must not hit the handing back
             raise StoppedError(self.cause)
 
     def _listen(self, hears: socket.socket, _: socket.socket) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy.engine import URL, make_url
 
 from search.errors import UserError, first_line
@@ -76,7 +78,10 @@ def with_password(url: URL) -> URL:
         return url.set(password=password)
     if file := os.environ.get("SEARCH_STORAGE_PASSWORD_FILE"):
         try:
-            return url.set(password=Path(file).read_text(encoding="utf-8").rstrip("\r\n"))
+            password = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+            if "\0" in password:
+                raise OSError("it holds a NUL byte, so it is no text")
+            return url.set(password=password)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"$SEARCH_STORAGE_PASSWORD_FILE: {file} cannot be read: {first_line(error)}") from error
     return url
@@ -98,7 +103,22 @@ class PersistentStorage(RDBStorage):
 
     def __init__(self, url: URL, engine_kwargs: dict[str, Any]) -> None:
         self.outage = Outage(shown(url))
+        self._creation = threading.local()
         super().__init__(url.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
+
+    @contextlib.contextmanager
+    def checking(self, check: Callable[[sa.Connection], None]) -> Iterator[None]:
+        """Run a check in the transaction of every trial that this thread creates meanwhile; it may raise."""
+        self._creation.check = check
+        try:
+            yield
+        finally:
+            del self._creation.check
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
+        if check := getattr(self._creation, "check", None):
+            check(session.connection())
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
 
 
 def _persistent(name: str) -> Callable[..., Any]:
@@ -115,6 +135,7 @@ def _persistent(name: str) -> Callable[..., Any]:
 STORAGE_CALLS = (
     *BaseStorage.__abstractmethods__,
     *("_create_new_trial", "_set_trial_param", "_get_trials", "_get_best_trial_id"),
+    "get_trial_id_from_study_id_trial_number",
 )
 for _name in STORAGE_CALLS:
     setattr(PersistentStorage, _name, _persistent(_name))

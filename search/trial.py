@@ -17,7 +17,7 @@ from model.checkpoint import load_checkpoint, read_about, save_checkpoint
 from model.config import ConfigError
 from model.cost import count_cost
 from model.device import describe_device
-from model.fit import fit, start_state
+from model.fit import FitState, fit, start_state
 from model.network import build_network
 from model.result import EpochResult
 from search.events import EpochFinished, Note, Show, TrialStarted
@@ -105,12 +105,15 @@ def _train(
     if curve and stop_here(curve[-1]):
         return TrialResult(TrialState.PRUNED, curve[-1].validation_accuracy, curve[-1].epoch)
     trainer = fit(network, split, chosen.fit, state=state)
+    keeps = True
     while state.epoch < epochs:
         with stop.interrupting():
             result = next(trainer)
         curve.append(result)
         # Before the report: a database that is away must not cost an epoch.
-        _save(checkpoint, network, state, {"identity": identity, "curve": [asdict(done) for done in curve]}, show)
+        if keeps:
+            about = {"identity": identity, "curve": [asdict(done) for done in curve]}
+            keeps = _save(checkpoint, network, state, about, show)
         if heart.lost:
             raise LeaseLostError
         pruned = stop_here(result)
@@ -120,11 +123,14 @@ def _train(
     return TrialResult(TrialState.COMPLETE, curve[-1].validation_accuracy, epochs)
 
 
-def _save(path: Path, network: torch.nn.Module, state: Any, about: dict[str, Any], show: Show) -> None:
+def _save(path: Path, network: torch.nn.Module, state: FitState, about: dict[str, Any], show: Show) -> bool:
+    """Whether the checkpoint was written."""
     try:
         save_checkpoint(path, network, state, about)
     except OSError as error:
         show(Note(f"warning: no checkpoint, so a killed trial starts afresh: {path.parent}: {error.strerror}"))
+        return False
+    return True
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:

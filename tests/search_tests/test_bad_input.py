@@ -5,7 +5,14 @@ from pathlib import Path
 import optuna
 import pytest
 
+from search.stop import Stop
 from support.command import Command
+
+
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that runs in this process leaves its signals alone."""
+    monkeypatch.setattr(Stop, "install", lambda _: None)
 
 
 def refused(search: Command, *words: object) -> str:
@@ -36,7 +43,20 @@ def refused(search: Command, *words: object) -> str:
         (("run", "--storage", "nonsense"), "not a database URL"),
         (("status", "--storage", "sqlite:///absent.db"), "no database absent.db"),
         (("status", "--format", "xml"), "'xml' is not one of 'table', 'json'"),
+        (("status", "--name", "a/b", "--storage", "sqlite:///absent.db"), "no database absent.db"),
         (("data", "--dataset", "auto"), "name the data set"),
+        (("run", "--timeout", "0"), "Invalid value for '--timeout'"),
+        (("run", "--timeout", "soon"), "Invalid value for '--timeout'"),
+        (("run", "--timeout", "nan"), "Invalid value for '--timeout'"),
+        (("run", "--workers"), "'--workers' requires an argument"),
+        (("run", "--workers-per-gpu", "0"), "Invalid value for '--workers-per-gpu'"),
+        (("run", "--device", "cuda:0,x"), "unknown device 'cuda:0,x'"),
+        (("worker",), "Missing option '--name'"),
+        (("worker", "--name", "s", "--storage", "sqlite:///absent.db"), "no database absent.db"),
+        (("worker", "--name", "s", "--max-trials", "0"), "Invalid value for '--max-trials'"),
+        (("worker", "--name", "s", "--storage", "mysql://u:secretword@h/d"), "storage driver 'mysql'"),
+        (("dashboard", "--storage", "sqlite:///absent.db"), "no database absent.db"),
+        (("dashboard", "--port", "70000"), "Invalid value for '--port'"),
     ],
 )
 def test_wrong_words(search: Command, home: Path, words: tuple[str, ...], text: str) -> None:
@@ -48,6 +68,18 @@ def test_wrong_words(search: Command, home: Path, words: tuple[str, ...], text: 
     complaint = refused(search, *words)
     assert text in complaint
     assert "secretword" not in complaint
+
+
+def test_a_storage_in_a_folder_that_cannot_be_made(search: Command, tiny: Path, home: Path) -> None:
+    (home / "file").touch()
+    words = ("run", "--study", tiny, "--dataset", "digits", "--storage", "sqlite:///file/search.db")
+    assert "storage sqlite:///file/search.db: folder file cannot be made" in refused(search, *words)
+
+
+def test_a_name_that_no_folder_could_have_creates_nothing(search: Command, tiny: Path, home: Path) -> None:
+    for name in ("..", "a b", "x" * 101, "-"):
+        refused(search, "run", "--study", tiny, "--dataset", "digits", f"--name={name}")
+    assert not (home / "studies").exists()
 
 
 def test_a_wrong_password(search: Command, home: Path, unused_port: int) -> None:
@@ -116,7 +148,7 @@ def test_nothing_to_retrain_is_a_failed_run_not_wrong_input(
     tiny.write_text(tiny.read_text() + '\n[pruner]\nkind = "none"\n')
     from model.fit import NonFiniteLossError
 
-    def diverge(*_: object) -> None:
+    def diverge(*_: object, **__: object) -> None:
         raise NonFiniteLossError("loss is nan")
 
     monkeypatch.setattr("search.trial.fit", diverge)

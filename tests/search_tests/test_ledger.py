@@ -1,12 +1,12 @@
 """The exact budget, by its contract and against crashes between any two transactions."""
 
+import itertools
 import multiprocessing
 import sqlite3
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,16 +16,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from optuna.distributions import FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import TPESampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 from sqlalchemy.engine import URL
 
 from search import ledger as ledgers
 from search.ledger import ATTEMPT, CAUSE, ERRORS_IN_A_ROW, FAULT, SLOT, START, WORKER, LeaseLostError, Ledger
-from search.storage import storage_url
-from search.tables import SLOTS
+from search.storage import PersistentStorage, opened
 from search.workers import beat, bury, leave, reap
 from support.bench import (
     DONE,
@@ -39,6 +37,7 @@ from support.bench import (
     enter,
     hold_up_puppets,
     hooked_commits,
+    new_study,
     one_attempt,
     opened_ledger,
     pass_time,
@@ -136,7 +135,7 @@ def _grow(url: URL, gate: Any) -> None:
             ledgers.request(ledger, trials, starts=5)
 
 
-def _lease_and_finish(url: URL, gate: Any, trials: int, took: Any) -> None:
+def _lease_and_finish(url: URL, gate: Any, took: Any) -> None:
     with opened_ledger(url) as (ledger, study):
         worker = enter(ledger)
         gate.wait(60)
@@ -169,12 +168,12 @@ def test_two_processes_that_grow_a_budget_at_once_make_one_budget(any_storage: U
 
 def test_processes_never_lease_the_same_slot_and_never_fail(any_storage: URL) -> None:
     with opened_ledger(any_storage) as (ledger, _):
-        ledgers.request(ledger, 40)
+        ledgers.request(ledger, 20)
         took = multiprocessing.get_context("spawn").Queue()
-        in_processes(4, _lease_and_finish, any_storage, 40, took)
-        taken = [took.get(timeout=10) for _ in range(40)]
-        assert sorted(taken) == [(slot, 1) for slot in range(40)]
-        check_ended(ledger, 40)
+        in_processes(4, _lease_and_finish, any_storage, took)
+        taken = [took.get(timeout=10) for _ in range(20)]
+        assert sorted(taken) == [(slot, 1) for slot in range(20)]
+        check_ended(ledger, 20)
 
 
 def test_threads_never_lease_the_same_slot_and_take_the_lowest(both: Both) -> None:
@@ -207,7 +206,7 @@ def test_no_slot_is_leased_when_none_waits(both: Both) -> None:
 
 def test_a_heartbeat_and_the_end_of_a_trial_do_not_wait_for_each_other_in_a_circle(both: Both) -> None:
     ledger, _ = both
-    ledgers.request(ledger, 150)
+    ledgers.request(ledger, 20)
     worker = enter(ledger)
     holding: list[Any] = [None]
     stop = threading.Event()
@@ -218,10 +217,12 @@ def test_a_heartbeat_and_the_end_of_a_trial_do_not_wait_for_each_other_in_a_circ
 
     with ThreadPoolExecutor(3) as pool:
         hearts = [pool.submit(beats) for _ in range(2)]
-        while (taken := ledgers.lease(ledger, worker)) is not None:
-            holding[0] = taken
-            ledgers.close(ledger, taken)
-        stop.set()
+        try:
+            while (taken := ledgers.lease(ledger, worker)) is not None:
+                holding[0] = taken
+                ledgers.close(ledger, taken)
+        finally:
+            stop.set()
         for heart in hearts:
             heart.result()
     assert ledger.outage.disturbances == 0
@@ -388,7 +389,7 @@ def test_what_does_not_fit_is_avoided_by_the_sampler_however_well_it_scored(both
         else:
             ledgers.finish(ledger, attempt, TrialState.COMPLETE, x)
     assert study.best_value <= infeasible_above
-    late = [trial.params["x"] for trial in study.trials[15:]]
+    late = [trial.params["x"] for trial in study.trials[20:]]
     assert sum(x > infeasible_above for x in late) < len(late) / 2
     assert all(trial.value is None for trial in study.trials if trial.user_attrs.get(FAULT) == "infeasible")
 
@@ -442,75 +443,87 @@ def test_studies_of_one_database_do_not_touch_each_other(any_storage: URL) -> No
 # Crashes
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_worker_may_die_before_and_after_any_commit(any_storage: URL, ending: str, moment: str) -> None:
-    deaths = 0
-    while True:
-        with opened_ledger(any_storage, name=f"s{deaths}") as (ledger, study):
+def kill_at_every_commit(url: URL, ending: str, moment: str) -> int:
+    """A worker's life, ended at its first commit, at its second and so on; how many commits it has."""
+    with opened_ledger(url) as (first, _):
+        for last in itertools.count(1):
+            ledger, study = new_study(first.database, f"s{last}")
             ledgers.request(ledger, 2)
             worker = enter(ledger)
 
-            def die(number: int, _: Any) -> None:
-                if number == deaths + 1:
+            def die(number: int, _: Any, last: int = last) -> None:
+                if number == last:
                     raise KilledError
 
-            hooks = (die, lambda *_: None) if moment == "before" else (lambda *_: None, die)
+            hooks = (die, nothing) if moment == "before" else (nothing, die)
             try:
                 with hooked_commits(ledger.engine, *hooks):
                     one_attempt(ledger, study, worker, ending)
-                break
             except KilledError:
-                deaths += 1
-            bury(ledger, worker, "killed")
-        with opened_ledger(any_storage, name=f"s{deaths - 1}") as (ledger, study):
-            work_to_the_end(ledger, study)
-            check_ended(ledger, 2)
-    assert deaths > 10
+                bury(ledger, worker, "killed")
+                work_to_the_end(ledger, study)
+                check_ended(ledger, 2)
+            else:
+                return last - 1
+    raise AssertionError
 
 
-def lose_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Any], None]:
+def nothing(*_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_worker_may_die_at_any_commit(any_storage: URL, moment: str) -> None:
+    assert kill_at_every_commit(any_storage, "memory", moment) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_worker_may_die_after_any_commit_however_it_would_have_ended(any_storage: URL, ending: str) -> None:
+    assert kill_at_every_commit(any_storage, ending, "after") > 10
+
+
+@pytest.fixture
+def lose(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Breaks a connection the way a server does that goes away after its last commit."""
     monkeypatch.setattr("optuna.storages._rdb.storage.random", SimpleNamespace(random=lambda: 0.0))
     monkeypatch.setattr("search.outage.FIRST_PAUSE", 0.001)
 
-    def lose(_: int, connection: Any) -> None:
-        connection.close()
-        if isinstance(connection, psycopg.Connection):
-            raise psycopg.OperationalError("server closed the connection unexpectedly")
-        raise sqlite3.OperationalError("disk I/O error")
+    def lose(connection: Any) -> None:
+        plain = getattr(connection, "driver_connection", connection)
+        if isinstance(plain, sqlite3.Connection):
+            raise sqlite3.OperationalError("disk I/O error")
+        plain.close()
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
 
     return lose
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_any_commit_may_go_unanswered(any_storage: URL, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lose = lose_answers(monkeypatch)
-    number = commits = 0
-    while number <= commits:
-        number += 1
-        commits = 0
-        with opened_ledger(any_storage, name=f"s{number}") as (ledger, study):
+@pytest.mark.parametrize("ending", ["memory", "infeasible", "error"])
+def test_the_answer_to_any_commit_may_be_lost(any_storage: URL, ending: str, lose: Callable[[Any], None]) -> None:
+    with opened_ledger(any_storage) as (first, _):
+        for unanswered in itertools.count(1):
+            ledger, study = new_study(first.database, f"s{unanswered}")
             ledgers.request(ledger, 1)
-            worker = enter(ledger)
+            worker, commits = enter(ledger), []
 
-            def after(count: int, connection: Any) -> None:
-                nonlocal commits
-                commits = count
-                if count == number:
-                    lose(count, connection)
+            def after(number: int, connection: Any, unanswered: int = unanswered, commits: list[int] = commits) -> None:
+                commits.append(number)
+                if number == unanswered:
+                    lose(connection)
 
-            with hooked_commits(ledger.engine, lambda *_: None, after):
+            with hooked_commits(ledger.engine, nothing, after):
                 one_attempt(ledger, study, worker, ending)
-            assert TrialState.RUNNING not in [trial.state for trial in study.trials]
-            if ending not in ("preempted", "error"):
-                check_ended(ledger, 1)
-                done = [trial for trial in study.trials if trial.state in DONE]
-                assert len(done) == 1
-            else:
+            if ending == "error":
                 (row,) = slots(ledger)
-                assert (row.state, row.errors) == ("waiting", int(ending == "error"))
-    assert commits > 10
+                assert (row.state, row.errors, row.deaths) == ("waiting", 1, 0)
+                assert TrialState.RUNNING not in [trial.state for trial in study.trials]
+            else:
+                check_ended(ledger, 1)
+                assert slots(ledger)[0].deaths == 0
+            if len(commits) < unanswered:
+                break
+        assert unanswered > 10
 
 
 # Everything at once
@@ -519,22 +532,18 @@ def test_any_commit_may_go_unanswered(any_storage: URL, ending: str, monkeypatch
 class Workers(RuleBasedStateMachine):
     """Three workers, each with a storage of its own as in processes of their own, in every order of transactions."""
 
-    url: URL
+    storages: Sequence[PersistentStorage]
     studies = 0
 
     @initialize(budget=st.integers(1, 4))
     def open(self, budget: int) -> None:
         type(self).studies += 1
         self.name = f"s{self.studies}"
-        self._opened = [opened_ledger(self.url, NEVER, self.name) for _ in range(4)]
-        self.seats = [one.__enter__() for one in self._opened]
-        for ledger, _ in self.seats[:3]:
-            hold_up_puppets(ledger.engine)
+        self.seats = [new_study(storage, self.name) for storage in self.storages]
         self.ledger, self.study = self.seats[3]
         self.budget = ledgers.request(self.ledger, budget)
         self.puppets: list[Puppet | None] = [None] * 3
         self.ids = [""] * 3
-        self.lost_for_good: list[str] = []
         self.done: list[int] = []
 
     @rule(seat=st.integers(0, 2), endings=st.lists(st.sampled_from(ENDINGS), min_size=1, max_size=3))
@@ -610,19 +619,18 @@ class Workers(RuleBasedStateMachine):
             for puppet in self.puppets:
                 if puppet is not None and not puppet.over:
                     puppet.kill()
-            for one in self._opened:
-                one.__exit__(None, None, None)
 
 
 def run_machine(url: URL, examples: int, steps: int = 30) -> None:
-    machine = type("Workers", (Workers,), {"url": url})
-    quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples, stateful_step_count=steps, deadline=None, database=None, suppress_health_check=quiet
-        ),
+    quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+    chosen = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, database=None, suppress_health_check=quiet
     )
+    with ExitStack() as stack:
+        storages = [stack.enter_context(opened(url)) for _ in range(4)]
+        for storage in storages[:3]:
+            hold_up_puppets(storage.engine)
+        run_state_machine_as_test(type("Workers", (Workers,), {"storages": storages}), settings=chosen)
 
 
 def test_workers_in_any_order_with_any_deaths_end_with_the_exact_budget(any_storage: URL) -> None:

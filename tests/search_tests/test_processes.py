@@ -122,7 +122,7 @@ def test_workers_go_on_without_their_run_and_a_new_one_finds_them(start: Start) 
     (worker,) = workers()
     second = start(*RUN, "--trials", "3")
     out = ended_well(second)
-    assert "1 workers of an earlier run are still at work; they belong to this one now" in out
+    assert "1 worker of an earlier run is still at work" in out
     assert states() == [TrialState.COMPLETE] * 3
     assert not worker.is_running()
 
@@ -168,7 +168,7 @@ def test_a_second_run_watches_the_first_ones_workers_and_may_extend_but_not_shri
     shrunk = start(*RUN, "--trials", "1")
     _, err = shrunk.communicate(timeout=100)
     assert shrunk.returncode == 2
-    assert "has a budget of 2, which 1 workers are working off" in err
+    assert "has a budget of 2, and workers (1) are working it off" in err
     Path("other.toml").write_text(Path("tiny.toml").read_text().replace("high = 0.2, log", "high = 0.3, log"))
     other = start("run", "--study", "other.toml", "--name", "tiny", "--dataset", "digits")
     _, err = other.communicate(timeout=100)

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from search import ledger as ledgers
 from search.ledger import ATTEMPT, SLOT, WORKER, Attempt, Lease, LeaseLostError, Ledger, open_ledger
 from search.process import Process
-from search.storage import opened
+from search.storage import PersistentStorage, opened
 from search.study_file import WorkersConfig
 from search.tables import SLOTS, WORKERS
 from search.workers import register
@@ -30,8 +30,13 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 def opened_ledger(url: URL, times: WorkersConfig = NEVER, name: str = "s") -> Iterator[tuple[Ledger, optuna.Study]]:
     """The ledger of a study, which is created where it is not there."""
     with opened(url) as storage:
-        optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        yield open_ledger(storage, name, times)
+        yield new_study(storage, name, times)
+
+
+def new_study(storage: PersistentStorage, name: str, times: WorkersConfig = NEVER) -> tuple[Ledger, optuna.Study]:
+    """A study and its ledger in a storage that is open already."""
+    optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    return open_ledger(storage, name, times)
 
 
 def enter(ledger: Ledger, pid: int = 1) -> str:
@@ -208,12 +213,12 @@ class Puppet:
 def hold_up_puppets(engine: sa.Engine) -> None:
     """Puppets that use this engine stand still before each transaction."""
 
-    def begun(_: sa.Connection) -> None:
+    def checked_out(*_: object) -> None:
         puppet = getattr(_HERE, "puppet", None)
         if puppet is not None:
             puppet.stand()
 
-    sa.event.listen(engine, "begin", begun, insert=True)
+    sa.event.listen(engine, "checkout", checked_out)
 
 
 @contextmanager
