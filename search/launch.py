@@ -223,7 +223,7 @@ class LocalWorkers:
 
     def stop(self) -> None:
         """Ask this team's workers to hand their trials back and go, and wait until they have."""
-        own = {child.pid for child in self._children.values()}
+        own = {os.getpid(), *(child.pid for child in self._children.values())}
         # As they were last seen: the database may be away just now.
         adopted = [row for row in self._rows if row.launcher == this_process().key and row.pid not in own]
         adopted = [row for row in adopted if is_of_this_machine(row)]

@@ -41,12 +41,12 @@ class Outage:
         self._shown = shown
         self._lost_since: float | None = None
         """When the outage began that somebody has given up on: nobody waits for its end a second time."""
-        self._leaving = threading.Event()
+        self._leaving = False  # no Event: a signal's handler sets it, perhaps in the middle of a wait for that Event
         self._calls = threading.local()
 
     def leave(self) -> None:
         """Wait for the database no more: from now on the first failure is an error."""
-        self._leaving.set()
+        self._leaving = True
 
     def persist(self, call: Callable[[], T]) -> T:
         """The call's result, tried until the database gives one.
@@ -77,7 +77,7 @@ class Outage:
                     if self.limit:
                         self.tell(f"storage {self._shown} does not answer ({first_line(cause)}); trying again")
                 away = now - began
-                if away >= self.limit or self._leaving.is_set():
+                if away >= self.limit or self._leaving:
                     self._lost_since = began
                     raise StorageLostError(
                         f"storage {self._shown} has not answered for {away:.0f} s: {first_line(cause)}; "
@@ -85,12 +85,17 @@ class Outage:
                     ) from error
                 self.disturbances += 1
                 # Jitter, so that many workers do not all come back in one instant.
-                self._leaving.wait(min(pause * random.uniform(0.5, 1.0), self.limit - away))
+                self._wait(min(pause * random.uniform(0.5, 1.0), self.limit - away))
                 pause = min(2 * pause, self.longest_pause)
             else:
                 if began is not None and began != self._lost_since:
                     self.tell(f"storage {self._shown} answers again after {time.monotonic() - began:.0f} s")
                 return result
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._leaving and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
 
 
 def _connection_trouble(error: BaseException) -> BaseException | None:

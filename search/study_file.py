@@ -57,7 +57,7 @@ class WorkersConfig(_Table):
 
     @model_validator(mode="after")
     def _silence_is_longer_than_heartbeats(self) -> "WorkersConfig":
-        if self.lost_after < 6 * self.heartbeat:
+        if self.lost_after < 6 * self.heartbeat - 1e-9:
             raise ValueError(f"lost_after must be 6 heartbeats or more, so at least {6 * self.heartbeat:g}")
         return self
 

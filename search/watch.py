@@ -58,7 +58,7 @@ def _finished(trial: FrozenTrial) -> TrialFinished:
         outcome = "infeasible" if attributes.get(FAULT) == "infeasible" else "pruned"
     elif trial.state == TrialState.FAIL:
         outcome = "handed back" if attributes.get(FAULT) in ("preempted", "killed", "lost") else "failed"
-    scored = outcome in ("complete", "pruned") and trial.last_step is not None and CAUSE not in attributes
+    scored = outcome == "complete" or (outcome == "pruned" and attributes.get(FAULT) != "non-finite loss")
     accuracy = trial.intermediate_values[trial.last_step] if scored and trial.last_step is not None else None
     cause = attributes.get(CAUSE)
     return TrialFinished(

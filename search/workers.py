@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from search.ledger import Lease, Ledger, living, transaction
+from search.memory_kills import memory_kills
 from search.outage import StorageLostError
 from search.process import Process, is_dead
 from search.study_file import WorkersConfig
@@ -163,13 +164,14 @@ def beat(ledger: Ledger, worker: str, taken: Lease | None, progress: Progress | 
     return transaction(ledger, work)
 
 
-def reap(ledger: Ledger, anew: bool = False) -> list[int]:
+def reap(ledger: Ledger, anew: bool = False, for_memory: bool = False) -> list[int]:
     """Take leases from the dead.
 
     Args:
         ledger: of the study.
         anew: this process did not see the database for a while; the workers that were suspected before may not have
             seen it either, so they get the whole grace once more.
+        for_memory: the kernel has killed a process for want of memory since the last look.
 
     Returns:
         slots that wait again.
@@ -182,7 +184,8 @@ def reap(ledger: Ledger, anew: bool = False) -> list[int]:
         return [worker for worker, place, process in connection.execute(query) if is_dead(place, process)]
 
     dead = transaction(ledger, look)
-    slots = [slot for worker in dead for slot in bury(ledger, worker, "its process ended without a word")]
+    why = "its process ended without a word" + (", while the kernel was out of memory" if for_memory else "")
+    slots = [slot for worker in dead for slot in bury(ledger, worker, why, for_memory)]
 
     def work(connection: sa.Connection) -> list[int]:
         expired = sa.and_(mine, SLOTS.c.state == "leased", SLOTS.c.expires < now())
@@ -337,7 +340,7 @@ class Heart:
         self.taken, self.progress, self.lost = taken, None, False
 
     def _beat(self) -> None:
-        looked = -math.inf
+        looked, kills = -math.inf, memory_kills()
         try:
             while not self._stopping.wait(self._ledger.times.heartbeat):
                 taken = self.taken
@@ -345,7 +348,8 @@ class Heart:
                 if not renewed and taken is not None and taken is self.taken:
                     self.lost = True
                 cut_off = time.monotonic() - looked > self._ledger.times.lease
-                if slots := reap(self._ledger, anew=cut_off):
+                before, kills = kills, memory_kills()
+                if slots := reap(self._ledger, anew=cut_off, for_memory=kills > before):
                     self._reaped(slots)
                 looked = time.monotonic()
         except StorageLostError as error:

@@ -62,7 +62,7 @@ def published(storage: RDBStorage, folder: Path) -> optuna.Study:
     for value in (0.5, 0.8125, 0.7):
         add(study, value)
     add(study, 0.2, TrialState.PRUNED)
-    assert publish(study, record(), 20, 0, folder, "sqlite:///studies/search.db") == []
+    assert publish(study, record(), 20, 0, folder / "artifacts", "sqlite:///studies/search.db") == []
     return study
 
 
@@ -114,7 +114,7 @@ def test_it_serves_what_is_published_and_sees_what_others_add(any_storage: URL, 
 
             add(study, 0.9)
             running = study.ask()
-            publish(study, record(), 20, 0, folder, "")
+            publish(study, record(), 20, 0, folder / "artifacts", "")
             deadline = time.monotonic() + 30
             while len(page(address, study)["trials"]) < 6:
                 assert time.monotonic() < deadline
