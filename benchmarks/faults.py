@@ -232,7 +232,13 @@ def kills(url: URL, folder: Path, kind: str, seed: int, workers: int, trials: in
         team.stop()
     seconds = time.monotonic() - began
     return {"kind": kind, "seed": seed, "workers": workers, "budget": trials, "killed": killed,
-            "seconds": round(seconds, 1), **outcome(url, name, kind)}  # fmt: skip
+            "seconds": round(seconds, 1), "said_locked": said(folder, "database is locked"),
+            **outcome(url, name, kind)}  # fmt: skip
+
+
+def said(folder: Path, words: str) -> int:
+    """How often the workers printed or noted something."""
+    return sum(path.read_text(errors="replace").count(words) for path in folder.glob("*.[jl]*"))
 
 
 def outage(url: URL, folder: Path, kind: str, server: "Server", seconds: float = 60) -> dict[str, Any]:

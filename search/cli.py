@@ -91,7 +91,7 @@ def run_command(
     workers: Annotated[
         str,
         typer.Option(
-            help="Processes that train on this machine: auto (one for each GPU, or one on the CPU) or a number. "
+            help="Processes that train on this machine: auto (one for each GPU, or for every four cores) or a number. "
             "0: only watch, and do the finale; others work."
         ),
     ] = "auto",

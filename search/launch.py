@@ -69,16 +69,18 @@ class Team:
         return self.logs / f"worker-{number}.log"
 
 
-def plan_devices(wanted: int | None, gpus: Sequence[str], per_gpu: int) -> tuple[str, ...]:
+def plan_devices(wanted: int | None, gpus: Sequence[str], per_gpu: int, cores: int) -> tuple[str, ...]:
     """The device of each worker.
 
     Args:
-        wanted: number of workers; None: so many for each GPU as ``per_gpu`` says, or one on the CPU.
+        wanted: number of workers; None: so many for each GPU as ``per_gpu`` says, or one for every four cores of the
+            CPU. On two cores two workers together were a tenth faster than one with both (benchmarks/results).
         gpus: the GPUs that may be used, such as ``cuda:0``; none: the CPU is.
         per_gpu: workers that share a GPU.
+        cores: of the CPU.
     """
     if not gpus:
-        return ("cpu",) * (1 if wanted is None else wanted)
+        return ("cpu",) * (max(1, cores // 4) if wanted is None else wanted)
     count = len(gpus) * per_gpu if wanted is None else wanted
     return tuple(gpus[index % len(gpus)] for index in range(count))
 

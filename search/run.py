@@ -191,7 +191,7 @@ def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRec
 def _team(options: RunOptions, devices: list[torch.device], name: str, data_dir: Path, out: Path) -> Team:
     """The workers that this machine shall have."""
     gpus = [str(device) for device in devices if device.type == "cuda"]
-    chosen = plan_devices(options.workers, gpus, options.workers_per_gpu)
+    chosen = plan_devices(options.workers, gpus, options.workers_per_gpu, available_cores())
     words = ("--name", name, "--data-dir", str(data_dir.resolve()), "--out", str(out.resolve()))
     threads = max(1, available_cores() // max(1, len(chosen)))
     return Team(chosen, threads, words, options.storage, out / "workers")

@@ -76,11 +76,12 @@ def enter_child(ledger: Ledger, child: FakeChild, launcher: str | None = None) -
 
 
 def test_devices_are_shared_out_in_turn() -> None:
-    assert plan_devices(None, (), 2) == ("cpu",)
-    assert plan_devices(3, (), 1) == ("cpu",) * 3
-    assert plan_devices(None, ("cuda:0", "cuda:2"), 2) == ("cuda:0", "cuda:2", "cuda:0", "cuda:2")
-    assert plan_devices(3, ("cuda:0", "cuda:2"), 1) == ("cuda:0", "cuda:2", "cuda:0")
-    assert plan_devices(0, ("cuda:0",), 1) == ()
+    assert plan_devices(None, (), 2, cores=7) == ("cpu",)
+    assert plan_devices(None, (), 1, cores=16) == ("cpu",) * 4
+    assert plan_devices(3, (), 1, cores=2) == ("cpu",) * 3
+    assert plan_devices(None, ("cuda:0", "cuda:2"), 2, cores=2) == ("cuda:0", "cuda:2", "cuda:0", "cuda:2")
+    assert plan_devices(3, ("cuda:0", "cuda:2"), 1, cores=2) == ("cuda:0", "cuda:2", "cuda:0")
+    assert plan_devices(0, ("cuda:0",), 1, cores=2) == ()
 
 
 @pytest.mark.parametrize(
