@@ -106,9 +106,7 @@ def work(options: WorkerOptions, show: Show, stop: Stop, take_seat: TakeSeat = t
         worker = workers.register(ledger, this_process(), options.number, options.launcher)
         farewell = "the budget is done"
         try:
-            with Heart(
-                ledger, worker, lambda slots: show(Note(f"slots {slots} wait again: their worker died"))
-            ) as heart:
+            with Heart(ledger, worker, lambda slots: show(Note(_wait_again(slots)))) as heart:
                 stop.last_resort = lambda cause: _abandon(ledger, worker, heart.taken, cause)
                 return _work(ledger, study, worker, heart, options, show, stop, take_seat)
         except BaseException as error:
@@ -124,8 +122,10 @@ NETWORK_WARNING = (
 )
 
 
-def _slots(slots: list[int]) -> str:
-    return f"slots {', '.join(map(str, slots))} wait" if len(slots) > 1 else f"slot {slots[0]} waits"
+def _wait_again(slots: list[int]) -> str:
+    if len(slots) == 1:
+        return f"slot {slots[0]} waits again: its worker died"
+    return f"slots {', '.join(map(str, slots))} wait again: their workers died"
 
 
 def _abandon(ledger: Ledger, worker: str, taken: Lease | None, cause: str) -> None:

@@ -173,6 +173,7 @@ def sqlite(home: Path) -> URL:
     return URL.create("sqlite", database=str(home / "served.db"))
 
 
+@pytest.mark.slow
 def test_the_page_of_a_large_study_is_quick(home: Path, folder: Path) -> None:
     """With the dashboard's own look-ups it takes 11 s, with the linear ones 0.6 s (SQLite, two CPU cores)."""
     with opened(sqlite(home)) as storage:

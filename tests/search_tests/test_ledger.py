@@ -500,6 +500,7 @@ def lose(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("ending", ["memory", "infeasible", "error"])
+@pytest.mark.slow
 def test_the_answer_to_any_commit_may_be_lost(any_storage: URL, ending: str, lose: Callable[[Any], None]) -> None:
     with opened_ledger(any_storage) as (first, _):
         for unanswered in itertools.count(1):

