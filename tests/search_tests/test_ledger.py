@@ -640,4 +640,4 @@ def test_workers_in_any_order_with_any_deaths_end_with_the_exact_budget(any_stor
 
 @pytest.mark.slow
 def test_workers_in_any_order_with_any_deaths_many_times(any_storage: URL) -> None:
-    run_machine(any_storage, 300, 50)
+    run_machine(any_storage, 80, 50)
