@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import URL
 
 from search.publish import YOURS, publish
-from search.storage import opened, shown
+from search.storage import PersistentStorage, opened, shown
 from search.study import DatasetRecord, StudyRecord, create
 from search.study_file import StudyConfig, find_study
 
@@ -276,11 +276,11 @@ def test_a_crash_before_any_write_is_made_good(
     put(study, folder)
     whole = Page(study, storage, folder).all()
     files = set(on_disk(folder))
-    writers = {name: getattr(RDBStorage, name) for name in ("set_study_system_attr", "set_study_user_attr")}
+    writers = {name: getattr(PersistentStorage, name) for name in ("set_study_system_attr", "set_study_user_attr")}
     left = 0
 
     def counted(name: str) -> Any:
-        def write(self: RDBStorage, *args: Any) -> None:
+        def write(self: PersistentStorage, *args: Any) -> None:
             nonlocal left
             if left == 0:
                 raise Crash
@@ -290,7 +290,7 @@ def test_a_crash_before_any_write_is_made_good(
         return write
 
     for name in writers:
-        monkeypatch.setattr(RDBStorage, name, counted(name))
+        monkeypatch.setattr(PersistentStorage, name, counted(name))
     crashes = 0
     while True:
         # From nothing, as if it had never been published ...
