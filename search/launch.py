@@ -219,7 +219,7 @@ class LocalWorkers:
             waits = crashes is not None and time.monotonic() < crashes.again
             if number not in self._children and number not in here and number not in self._gone and not waits:
                 self._children[number] = spawn(self.team, number)
-        live = any(row.state in ("idle", "working", "silent") for row in rows)
+        live = any(row.lives for row in rows)
         if self.team.devices and len(self._gone) == len(self.team.devices) and not live:
             raise next(iter(self._gone.values()))
 
@@ -252,9 +252,7 @@ class LocalWorkers:
 
 def is_of_this_machine(row: WorkerRow) -> bool:
     """Whether a `run` on this machine started the worker, and it lives."""
-    return row.number is not None and row.place == place() and not is_dead(row.place, row.process) and (
-        row.state not in ("left", "dead")
-    )  # fmt: skip
+    return row.lives and row.number is not None and row.place == place() and not is_dead(row.place, row.process)
 
 
 def adopt_orphans(ledger: Ledger) -> int:

@@ -59,9 +59,17 @@ class Ledger:
     study_id: int
     storage: BaseStorage
     database: PersistentStorage
-    engine: sa.Engine
-    outage: Outage
     times: WorkersConfig
+
+    @property
+    def engine(self) -> sa.Engine:
+        """For the ledger's own tables."""
+        return self.database.engine
+
+    @property
+    def outage(self) -> Outage:
+        """Lets every call live through an outage of the database."""
+        return self.database.outage
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ def open_ledger(storage: PersistentStorage, name: str, times: WorkersConfig) -> 
     cached = get_storage(storage)  # Optuna's cache of finished trials must see each trial's creation
     study = optuna.load_study(study_name=name, storage=cached)
     storage.outage.limit, storage.outage.longest_pause = times.max_outage, min(5.0, times.grace / 4)
-    return Ledger(cached.get_study_id_from_name(name), cached, storage, storage.engine, storage.outage, times), study
+    return Ledger(cached.get_study_id_from_name(name), cached, storage, times), study
 
 
 def transaction(ledger: Ledger, work: Callable[[sa.Connection], T]) -> T:

@@ -177,7 +177,7 @@ def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRec
         ledger, _ = open_ledger(storage, record.name, record.config.workers)
     else:
         ledger, study = open_ledger(storage, record.name, record.config.workers)
-        at_work = sum(row.state in ("idle", "working", "silent") for row in listed(ledger))
+        at_work = sum(row.lives for row in listed(ledger))
         if record.config.trials < stored.config.trials and at_work:
             raise UserError(
                 f"study {record.name!r} has a budget of {stored.config.trials}, and workers ({at_work}) are working "

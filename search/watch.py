@@ -74,7 +74,7 @@ def _at_work(rows: Sequence[WorkerRow]) -> tuple[WorkerAt, ...]:
     return tuple(
         WorkerAt(worker_name(row), row.device, row.state, row.progress["trial"] if row.progress else None)
         for row in rows
-        if row.state in ("idle", "working", "silent")
+        if row.lives
     )
 
 

@@ -21,7 +21,7 @@ from search import ledger as ledgers
 from search import study as studies
 from search import workers
 from search.environment import differences, environment
-from search.errors import RunError, UserError, first_line
+from search.errors import RunError, first_line
 from search.events import Note, Outcome, Show, TrialFinished
 from search.ledger import (
     CAUSE,
@@ -210,7 +210,7 @@ def _one_configuration(
         return error
     cause = f"out of memory: {first_line(error)}"
     ledgers.end_attempt(ledger, attempt, cause, "out of memory")
-    show(_finished(attempt, "failed", None, f"{cause}; once more, alone on the device"))
+    show(_finished(attempt, "failed", f"{cause}; once more, alone on the device"))
     del error, attempt
     with _alone(ledger, seat, stop):
         again = ledgers.renew(ledger, taken)
@@ -257,7 +257,7 @@ def _try(
         result = seat.run(attempt, config, heart, stop, show)
     except StoppedError as error:
         ledgers.hand_back(ledger, attempt, str(error), "preempted")
-        show(_finished(attempt, "handed back", None, str(error)))
+        show(_finished(attempt, "handed back", str(error)))
         raise
     except (LeaseLostError, UpdateFinishedTrialError, StorageLostError):
         raise
@@ -270,13 +270,13 @@ def _try(
             trial.set_user_attr(CAUSE, f"non-finite loss: {error}")
             trial.set_user_attr(FAULT, "non-finite loss")
             ledgers.finish(ledger, attempt, TrialState.PRUNED, None)
-            show(_finished(attempt, "pruned", None, "non-finite loss"))
+            show(_finished(attempt, "pruned", "non-finite loss"))
             seat.forget(attempt.lease.slot)
             return True
         cause = f"{type(error).__name__}: {first_line(error)}"
         trial.set_user_attr("traceback", traceback.format_exc())
         ledgers.hand_back(ledger, attempt, cause, "error")
-        show(_finished(attempt, "failed", None, cause))
+        show(_finished(attempt, "failed", cause))
         if trouble == "broken device":
             raise RunError(f"the GPU cannot be used by this process any more: {first_line(error)}") from error
         if ledgers.errors_in_a_row(ledger) >= ERRORS_IN_A_ROW:
@@ -301,12 +301,12 @@ def bug_text(cause: str) -> str:
 def _give_up(ledger: Ledger, attempt: Attempt, cause: str, seat: Seat, show: Show) -> bool:
     ledgers.give_up(ledger, attempt, cause)
     seat.forget(attempt.lease.slot)
-    show(_finished(attempt, "infeasible", None, cause))
+    show(_finished(attempt, "infeasible", cause))
     return True
 
 
-def _finished(attempt: Attempt, outcome: Outcome, accuracy: float | None, cause: str) -> TrialFinished:
-    return TrialFinished(attempt.trial.number, outcome, accuracy, 0, _seconds(attempt), cause)
+def _finished(attempt: Attempt, outcome: Outcome, cause: str) -> TrialFinished:
+    return TrialFinished(attempt.trial.number, outcome, None, 0, _seconds(attempt), cause)
 
 
 def _seconds(attempt: Attempt) -> float:
@@ -339,6 +339,3 @@ def _check_code(study: optuna.Study, show: Show) -> None:
     studies.refuse_other_reading(study)
     if other := differences(study.user_attrs["environment"], environment()):
         show(Note(f"warning: the study began with {other}; scores may differ a little"))
-
-
-__all__ = ["UserError", "WorkerOptions", "bug_text", "work"]

@@ -70,6 +70,11 @@ class WorkerRow:
     state: str
     farewell: str | None
 
+    @property
+    def lives(self) -> bool:
+        """Whether it has neither left nor died, as far as is known."""
+        return self.state in ("idle", "working", "silent")
+
 
 @dataclass
 class Progress:

@@ -77,7 +77,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
 
     def fit(network: object, split: object, config: FitConfig, *, state: FitState) -> Iterator[EpochResult]:
         call = next(calls)
-        for epoch, accuracy in list(enumerate(script(call), start=1))[state.epoch :]:
+        for epoch, accuracy in enumerate(script(call), start=1):
+            if epoch <= state.epoch:
+                continue
             state.epoch = epoch
             yield EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 100.0, 0.1, 0.1)
 
@@ -232,17 +234,7 @@ def test_what_does_not_fit_alone_either_is_infeasible_and_never_a_score(
             raise error
         yield from (0.5, 0.5)
 
-    def lazily(monkeypatch: pytest.MonkeyPatch) -> None:
-        calls = iter(range(1000))
-
-        def fit(network: object, split: object, config: FitConfig, *, state: FitState) -> Iterator[EpochResult]:
-            for epoch, accuracy in enumerate(script(next(calls)), start=1):
-                state.epoch = epoch
-                yield EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 100.0, 0.1, 0.1)
-
-        monkeypatch.setattr(search.trial, "fit", fit)
-
-    lazily(monkeypatch)
+    scripted(monkeypatch, script)
     study, ledger = new_study(config)
     assert run_worker() == 4
     infeasible = study.trials[2]
@@ -417,14 +409,7 @@ def test_a_worker_whose_lease_went_to_another_writes_nothing_more(
             assert second_is_done.wait(60)
         yield 0.7 if call == 0 else 0.6
 
-    calls = iter(range(1000))
-
-    def fit(network: object, split: object, config: FitConfig, *, state: FitState) -> Iterator[EpochResult]:
-        for epoch, accuracy in enumerate(script(next(calls)), start=1):
-            state.epoch = epoch
-            yield EpochResult(epoch, 1.0, 0.5, 1.0, accuracy, 100.0, 0.1, 0.1)
-
-    monkeypatch.setattr(search.trial, "fit", fit)
+    scripted(monkeypatch, script)
     monkeypatch.setattr(search.trial, "read_about", lambda _: None)
     notes: list[Event] = []
     done: list[int] = []
