@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,68 @@ def save_checkpoint(path: Path, network: nn.Module, state: FitState, about: Mapp
         OSError: it could not be written; an earlier checkpoint is still there.
         TypeError: ``about`` is no JSON; likewise.
     """
+    _write(path, _snapshot(network, state, about))
+
+
+class CheckpointWriter:
+    """Writes one training's checkpoints while the training goes on.
+
+    Only copying the tensors holds the training up: 3 ms of 44 for 20 MB on one core of an EPYC. The rest happens in a
+    thread, one checkpoint at a time. A process that is killed meanwhile leaves the checkpoint before.
+
+    Args:
+        path: the file; its folder is made where it is absent.
+        failed: gets the error where a checkpoint cannot be written, in the thread; none is written after that.
+    """
+
+    def __init__(self, path: Path, failed: Callable[[Exception], None]) -> None:
+        self.path = path
+        self._failed = failed
+        self._gave_up = False
+        self._thread: threading.Thread | None = None
+
+    def save(self, network: nn.Module, state: FitState, about: Mapping[str, Any]) -> None:
+        """`save_checkpoint`, done some time after this has returned."""
+        self.wait()
+        if self._gave_up:
+            return
+        self._thread = threading.Thread(target=self._run, args=(_snapshot(network, state, about),), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return once nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, snapshot: "_Snapshot") -> None:
+        try:
+            _write(self.path, snapshot)
+        except Exception as error:  # noqa: BLE001  (a trial without a checkpoint is still a trial)
+            self._gave_up = True
+            self._failed(error)
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A checkpoint's content in the host's memory, which nobody changes any more."""
+
+    tensors: dict[str, Tensor]
+    header: str
+
+
+def _snapshot(network: nn.Module, state: FitState, about: Mapping[str, Any]) -> _Snapshot:
     header = json.dumps({"format": FORMAT, "epoch": state.epoch, "about": dict(about)})
     tensors = _tensors(network, state.optimizer.state_dict()["state"], state.generator)
-    content = save(
-        {name: value.cpu().contiguous() for name, value in tensors.items()}, {"format": "pt", "checkpoint": header}
-    )
+    # A copy, also on the CPU and of what is contiguous: the training goes on in these very tensors.
+    copies = {
+        name: value.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    return _Snapshot(copies, header)
+
+
+def _write(path: Path, snapshot: _Snapshot) -> None:
+    content = save(snapshot.tensors, {"format": "pt", "checkpoint": snapshot.header})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -1,25 +1,40 @@
 """The block network: blocks of parallel convolutions, weighted by a vector computed from channel means."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import Activation, NetworkConfig
+from model.config import Activation, NetworkConfig, PoolPlace
+from model.tail import compiled_tail, takes
 
 LEAKY_SLOPE = 0.01
 
 
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": partial(F.relu, inplace=True),
+    "leaky_relu": partial(F.leaky_relu, negative_slope=LEAKY_SLOPE, inplace=True),
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
+class ActivationLayer(nn.Module):
+    """An activation as a layer."""
+
+    def __init__(self, name: Activation) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.name](x)
+
+
 def build_activation(name: Activation) -> nn.Module:
     """A fresh activation module."""
-    match name:
-        case "relu":
-            return nn.ReLU(inplace=True)
-        case "leaky_relu":
-            return nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
-        case "gelu":
-            return nn.GELU()
-        case "silu":
-            return nn.SiLU()
+    return ActivationLayer(name)
 
 
 class Block(nn.Module):
@@ -27,10 +42,11 @@ class Block(nn.Module):
 
     The branches share their input, so their L convolutions are one convolution with L x width output channels
     and their L batch norms one over as many channels: the same function as a loop over branches
-    (tests/support/plain_block.py), in fewer and larger operations. Branch l owns channels
+    (benchmarks/plain.py), in fewer and larger operations. Branch l owns channels
     [l * width, (l + 1) * width).
 
-    Shapes: (n, channels, h, w) to (n, width, h, w), or (n, width, h // 2, w // 2) where pooled.
+    Shapes: x (n, channels, h, w) and its channel means (n, channels) to x' (n, width, h, w), or
+    (n, width, h // 2, w // 2) where pooled, and its channel means (n, width).
     """
 
     def __init__(self, channels: int, width: int, pooled: bool, config: NetworkConfig) -> None:
@@ -38,23 +54,46 @@ class Block(nn.Module):
         self.convs, self.width = config.convs, width
         self.conv = nn.Conv2d(channels, config.convs * width, kernel_size=3, padding=1)
         self.norm = nn.BatchNorm2d(config.convs * width)
-        self.activation = build_activation(config.activation)
+        self.activation = config.activation
         self.weigh = nn.Linear(channels, config.convs)
         self.pool_place = config.pool_place if pooled else None
         self.shortcut = config.shortcut and not pooled and channels == width
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.weigh(x.mean((2, 3))).softmax(1)
+    def forward(self, x: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.weigh(means).softmax(1)
         branches = self.conv(x)
-        if self.pool_place == "conv":
-            branches = F.max_pool2d(branches, 2)
-        branches = self.activation(self.norm(branches))
-        if self.pool_place == "branch":
-            branches = F.max_pool2d(branches, 2)
-        out = weighted_sum(branches, weights)
-        if self.pool_place == "sum":
-            out = F.max_pool2d(out, 2)
-        return x + out if self.shortcut else out
+        tail = compiled_tail if takes(branches, self.norm, self.pool_place) else plain_tail
+        out, means_out = tail(branches, self.norm, weights, self.pool_place, self.activation)
+        if self.shortcut:
+            out = x + out
+            means_out = out.mean((2, 3))
+        return out, means_out
+
+
+def plain_tail(
+    x: Tensor, norm: nn.BatchNorm2d, weights: Tensor, pool_place: PoolPlace | None, activation: Activation
+) -> tuple[Tensor, Tensor]:
+    """All that a block does behind its convolution, in PyTorch's own operations.
+
+    Args:
+        x: what the convolution gave, (n, L * width, h, w), branch by branch.
+        norm: over its L * width channels; in training its running statistics are brought up to date.
+        weights: of the branches, (n, L).
+        pool_place: of the 2x2 max-pool, if any.
+        activation: behind the norm.
+
+    Returns:
+        the block's output, (n, width, h, w) or half as high and wide, and its channel means (n, width).
+    """
+    if pool_place == "conv":
+        x = F.max_pool2d(x, 2)
+    x = ACTIVATIONS[activation](norm(x))
+    if pool_place == "branch":
+        x = F.max_pool2d(x, 2)
+    out = weighted_sum(x, weights)
+    if pool_place == "sum":
+        out = F.max_pool2d(out, 2)
+    return out, out.mean((2, 3))
 
 
 def weighted_sum(branches: Tensor, weights: Tensor) -> Tensor:
@@ -102,11 +141,9 @@ class BlockNetwork(nn.Module):
         super().__init__()
         self.config = config
         widths = (3, *config.widths)
-        self.blocks = nn.Sequential(
-            *(
-                Block(channels, width, pooled, config)
-                for channels, width, pooled in zip(widths, config.widths, config.pooled, strict=False)
-            )
+        self.blocks = nn.ModuleList(
+            Block(channels, width, pooled, config)
+            for channels, width, pooled in zip(widths, config.widths, config.pooled, strict=False)
         )
         layers: list[nn.Module] = []
         features = config.widths[-1]
@@ -119,7 +156,10 @@ class BlockNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.to(self.logits.weight.dtype).sub(127.5).div(127.5)
         x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.logits(self.hidden(self.blocks(x).mean((2, 3))))
+        means = x.mean((2, 3))
+        for block in self.blocks:
+            x, means = block(x, means)
+        logits: Tensor = self.logits(self.hidden(means))
         return logits
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.plain import PlainBlock, PlainNetwork
 from model.config import PRESETS, ConfigError, NetworkConfig
 from model.cost import count_cost
 from model.network import (
@@ -19,7 +20,6 @@ from model.network import (
     sum_of_groups,
     weighted_sum,
 )
-from support.plain_block import PlainBlock, PlainNetwork
 
 PLACES = ("branch", "conv", "sum")
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")
@@ -64,11 +64,12 @@ def test_fused_block_equals_a_loop_of_branches(
     plain.train(training)
     x = torch.randn(4, 6, 8, 8)
     inputs = [x.clone().contiguous(memory_format=torch.channels_last).requires_grad_(), x.clone().requires_grad_()]
-    fused_out, plain_out = fused(inputs[0]), plain(inputs[1])
+    (fused_out, means_out), plain_out = fused(inputs[0], inputs[0].mean((2, 3))), plain(inputs[1])
     assert relative_error(fused_out, plain_out) < 1e-5
-    direction = torch.randn_like(plain_out)
-    (fused_out * direction).sum().backward()
-    (plain_out * direction).sum().backward()
+    assert relative_error(means_out, plain_out.mean((2, 3))) < 1e-5
+    direction, along_means = torch.randn_like(plain_out), torch.randn_like(means_out)
+    ((fused_out * direction).sum() + (means_out * along_means).sum()).backward()
+    ((plain_out * direction).sum() + (plain_out.mean((2, 3)) * along_means).sum()).backward()
     assert relative_error(inputs[0].grad, inputs[1].grad) < 1e-5  # type: ignore[arg-type]
     weight_grads = torch.cat([branch.conv.weight.grad for branch in plain.branches])  # type: ignore[union-attr,misc]
     assert relative_error(fused.conv.weight.grad, weight_grads) < 1e-5  # type: ignore[arg-type]
@@ -84,10 +85,12 @@ def test_whole_network_equals_the_plain_one(training: bool) -> None:
     config = NetworkConfig((8, 8, 16), 4, (True, False, True), "branch", "leaky_relu", head=(12,))
     network = build_network(config, seed=3)
     random_statistics(network)
-    plain = PlainNetwork(network).train(training)
+    plain = PlainNetwork(config)
+    plain.take(network)
+    plain.train(training)
     network.train(training)
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    assert relative_error(network(images), plain(images)) < 1e-5
+    assert relative_error(network(images), plain((images.float() - 127.5) / 127.5)) < 1e-5
 
 
 @pytest.mark.parametrize("way", [weighted_sum, product_per_pixel, sum_of_groups])
