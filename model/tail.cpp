@@ -187,7 +187,7 @@ struct Shape {
 struct Window {
   int64_t pixel[4];
   Window(int64_t number, int64_t width) {
-    int64_t half = width / 2, first = number / half * 2 * width + number % half * 2;
+    int64_t half = std::max<int64_t>(width / 2, 1), first = number / half * 2 * width + number % half * 2;
     pixel[0] = first, pixel[1] = first + 1, pixel[2] = first + width, pixel[3] = first + width + 1;
   }
 };
@@ -411,13 +411,15 @@ void backward(const Shape& shape, int pool, int threads, const T* x, const T* po
   }
 
   const double count = double(shape.images * normed_pixels);
-  Channels levels = channels_of(all), tilts = channels_of(all);  // grad_x = scale * slope + level + tilt * x
+  // grad_x = scale * slope + level + tilt * (x - mean)
+  Channels levels = channels_of(all), tilts = channels_of(all), middles = channels_of(all);
   for (int64_t i = 0; i < all; ++i) {
     const double gamma_grad = (sums.second(i) - mean[i] * sums.first(i)) * inverse[i];
     grad_gamma[i] = float(gamma_grad);
     grad_beta[i] = float(sums.first(i));
     tilts[i] = float(-norm.scale[i] * inverse[i] * gamma_grad / count);
-    levels[i] = float(-norm.scale[i] * sums.first(i) / count - tilts[i] * double(mean[i]));
+    levels[i] = float(-norm.scale[i] * sums.first(i) / count);
+    middles[i] = mean[i];
   }
 
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -429,19 +431,20 @@ void backward(const Shape& shape, int pool, int threads, const T* x, const T* po
       for_lanes(all, [&](int64_t i, auto lanes) INLINE_LAMBDA {
         const Floats scale = read<Floats>(norm.scale.data() + i, Whole{});
         const Floats level = read<Floats>(levels.data() + i, Whole{}), tilt = read<Floats>(tilts.data() + i, Whole{});
+        const Floats middle = read<Floats>(middles.data() + i, Whole{});
         const Floats slope = load(slopes + at + i, lanes) * scale;
         if (pool == NO_POOL) {
-          store(grad_x + at + i, slope + level + tilt * load(x + at + i, lanes), lanes);
+          store(grad_x + at + i, slope + level + tilt * (load(x + at + i, lanes) - middle), lanes);
         } else if (pool == POOL_CONV) {
           const Ints where = places(place + at + i, lanes);
-          const Floats value = slope + level + tilt * load(pooled + at + i, lanes), zero = {};
+          const Floats value = slope + level + tilt * (load(pooled + at + i, lanes) - middle), zero = {};
           for (int k = 0; k < 4; ++k)
             store(grad_x + image + window.pixel[k] * all + i, where == k ? value : zero, lanes);
         } else {
           const Ints where = places(place + at + i, lanes);
           for (int k = 0; k < 4; ++k) {
             const int64_t pixel = image + window.pixel[k] * all + i;
-            const Floats rest = level + tilt * load(x + pixel, lanes);
+            const Floats rest = level + tilt * (load(x + pixel, lanes) - middle);
             store(grad_x + pixel, where == k ? rest + slope : rest, lanes);
           }
         }

@@ -51,7 +51,7 @@ def error(value: Tensor, truth: Tensor) -> float:
 @needs_compiler
 @settings(max_examples=150, deadline=None)
 @given(
-    images=st.integers(2, 6),
+    images=st.integers(3, 7),
     size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     groups=st.integers(1, 4),
     channels=st.integers(1, 40),
@@ -116,6 +116,15 @@ def test_a_nan_stays_one(pool: PoolPlace | None, activation: Activation) -> None
             out, means = compiled_tail(x, norm_of(20, 0).train(training), torch.rand(2, 2), pool, activation)
         assert out[1].isnan().any()
         assert means[1].isnan().any()
+
+
+@needs_compiler
+def test_an_image_of_one_pixel() -> None:
+    x = torch.randn(4, 6, 1, 1)
+    results = [
+        way(x, norm_of(6, 0), torch.rand(4, 2).fill_(0.5), None, "gelu")[0] for way in (compiled_tail, plain_tail)
+    ]
+    torch.testing.assert_close(*results)
 
 
 @needs_compiler
