@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from model.config import Precision
 from model.device import autocast_dtype
 
-BATCH_SIZE = 500
+BATCH_SIZE = {"cpu": 500}
+"""Images in a pass: activations that stay in a CPU's cache; on a GPU, few and large kernels."""
+LARGE_BATCH_SIZE = 2_500
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,19 @@ def predict_logits(network: nn.Module, images: Tensor, precision: Precision = "a
     network.eval()
     dtype = autocast_dtype(precision, images.device)
     with torch.inference_mode(), torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-        logits = torch.cat([network(batch) for batch in torch.split(images, BATCH_SIZE)]).float()
+        batches = torch.split(images, BATCH_SIZE.get(images.device.type, LARGE_BATCH_SIZE))
+        logits = torch.cat([network(batch) for batch in batches]).float()
     network.train(was_training)
     return logits
 
 
+def measure(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto") -> Tensor:
+    """Loss and accuracy as `evaluate` has them, float32 (2,) on the device: the host need not wait."""
+    logits = predict_logits(network, images, precision)
+    return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()])
+
+
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto") -> Evaluation:
     """Evaluate a network on uint8 images (n, 3, h, w) and int64 labels (n,); one synchronisation."""
-    logits = predict_logits(network, images, precision)
-    loss, accuracy = torch.stack(
-        [F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()]
-    ).tolist()
+    loss, accuracy = measure(network, images, labels, precision).tolist()
     return Evaluation(loss, accuracy)

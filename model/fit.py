@@ -1,7 +1,6 @@
 """Training one network: a generator of epochs that knows nothing of studies."""
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.batches import steps_per_epoch, training_batches
+from data.batches import Batches
 from data.split import Split
 from model.config import FitConfig
-from model.device import autocast_dtype
-from model.evaluate import evaluate
+from model.device import autocast_dtype, mark, seconds_between
+from model.evaluate import measure
+from model.replay import replayed
 from model.result import EpochResult
 from model.schedule import lr_factor
 
@@ -59,49 +59,67 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
     Raises:
         NonFiniteLossError: the loss of an epoch was not finite.
     """
-    images, labels = split.fit_images, split.fit_labels
-    device = images.device
+    device = split.fit_images.device
     dtype = autocast_dtype(config.precision, device)
     if state is None:
         state = start_state(network, config, device)
-    optimizer, generator = state.optimizer, state.generator
-    batch_size = min(config.batch_size, len(labels))
-    epoch_steps = steps_per_epoch(len(labels), batch_size)
-    steps = config.epochs * epoch_steps
-    step = state.epoch * epoch_steps
+    optimizer = state.optimizer
+    batches = Batches(
+        split.fit_images, split.fit_labels, config.batch_size, config.augment, split.mirror, state.generator
+    )
+    rates = learning_rates(config, batches.steps)
+    # All that changes from step to step lies on the device: the host has no part in a step but to start it.
+    all_rates = torch.tensor(rates, device=device)
+    number = torch.tensor([state.epoch * batches.steps], device=device)
+    rate = all_rates[0].clone()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    totals = torch.zeros(2, device=device)
+
+    def step() -> None:
+        rate.copy_(all_rates.index_select(0, number)[0])  # all_rates[number] would ask the host for the number
+        number.add_(1)
+        images, labels = batches.take()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
+            logits = network(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        train_step(network, optimizer, loss, config.clip_norm)
+        totals.add_(torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()]))
+
+    run = replayed(step, device, state.generator)
     for epoch in range(state.epoch + 1, config.epochs + 1):
-        start = time.perf_counter()
+        start = mark(device)
         network.train()
-        # Sums stay on the device; reading them every step would make the device wait for the host.
-        losses = torch.zeros((), device=device)
-        hits = torch.zeros((), device=device)
-        for batch, targets in training_batches(images, labels, batch_size, config.augment, split.mirror, generator):
-            factor = lr_factor(step, steps, config.warmup, config.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * factor
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                logits = network(batch)
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
-            train_step(network, optimizer, loss, config.clip_norm)
-            losses += loss.detach()
-            hits += (logits.detach().argmax(1) == targets).sum()
-            step += 1
-        train_loss, train_accuracy = (losses / epoch_steps).item(), (hits / (epoch_steps * batch_size)).item()
-        trained = time.perf_counter() - start
+        totals.zero_()
+        batches.shuffle()
+        for _ in range(batches.steps):
+            run()
+        trained = mark(device)
+        validation = measure(network, split.validation_images, split.validation_labels, config.precision)
+        # The epoch's one synchronisation.
+        loss, hits, *validated = torch.cat([totals, validation]).tolist()
+        end = mark(device)
+        train_loss = loss / batches.steps
         if not math.isfinite(train_loss):
             raise NonFiniteLossError(f"loss is {train_loss} in epoch {epoch} at learning rate {config.lr:g}")
-        validation = evaluate(network, split.validation_images, split.validation_labels, config.precision)
+        images = batches.steps * batches.batch_size
         state.epoch = epoch
         yield EpochResult(
             epoch=epoch,
             train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            validation_loss=validation.loss,
-            validation_accuracy=validation.accuracy,
-            images_per_second=epoch_steps * batch_size / trained,
-            lr=config.lr * factor,
-            seconds=time.perf_counter() - start,
+            train_accuracy=hits / images,
+            validation_loss=validated[0],
+            validation_accuracy=validated[1],
+            images_per_second=images / seconds_between(start, trained),
+            lr=rates[epoch * batches.steps - 1],
+            seconds=seconds_between(start, end),
         )
+
+
+def learning_rates(config: FitConfig, epoch_steps: int) -> list[float]:
+    """The learning rate of every step of a training."""
+    steps = config.epochs * epoch_steps
+    return [config.lr * lr_factor(step, steps, config.warmup, config.schedule) for step in range(steps)]
 
 
 def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> None:
@@ -115,11 +133,12 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tenso
 
 def build_optimizer(network: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     """PyTorch's fused SGD (Nesterov) or AdamW; weight decay on matrices and filters only."""
-    parameters = list(network.parameters())
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        on_gpu = parameters[0].is_cuda  # "capturable": all of its state on the device
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=on_gpu)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)

@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.augment import augment
-from data.batches import steps_per_epoch, training_batches
+from data.batches import Batches, steps_per_epoch
 from data.images import LabelledImages
 
-Batches = list[tuple[Tensor, Tensor]]
+Epoch = list[tuple[Tensor, Tensor]]
+
+
+def training_batches(
+    images: Tensor, labels: Tensor, batch_size: int, strength: float, mirror: bool, generator: torch.Generator
+) -> Epoch:
+    """One epoch."""
+    batches = Batches(images, labels, batch_size, strength, mirror, generator)
+    batches.shuffle()
+    return [batches.take() for _ in range(batches.steps)]
 
 
 def numbered(count: int) -> tuple[Tensor, Tensor]:
@@ -21,9 +30,9 @@ def numbered(count: int) -> tuple[Tensor, Tensor]:
     return numbers.to(torch.uint8)[:, None, None, None].expand(-1, 3, 9, 9), numbers
 
 
-def epoch(count: int, batch_size: int, seed: int = 0, strength: float = 0.0) -> Batches:
+def epoch(count: int, batch_size: int, seed: int = 0, strength: float = 0.0) -> Epoch:
     generator = torch.Generator().manual_seed(seed)
-    return list(training_batches(*numbered(count), batch_size, strength, True, generator))
+    return training_batches(*numbered(count), batch_size, strength, True, generator)
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,6 +65,17 @@ def test_the_same_seed_gives_the_same_batches(seed: int, strength: float) -> Non
     ):
         assert torch.equal(images, same_images)
         assert torch.equal(labels, same_labels)
+
+
+def test_one_set_of_batches_goes_on_epoch_after_epoch() -> None:
+    generator, same = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    batches = Batches(*numbered(20), 6, 0.5, True, generator)
+    for _ in range(3):
+        batches.shuffle()
+        for images, labels in training_batches(*numbered(20), 6, 0.5, True, same):
+            taken, their_labels = batches.take()
+            assert torch.equal(taken, images)
+            assert torch.equal(their_labels, labels)
 
 
 def test_another_seed_gives_another_order() -> None:
