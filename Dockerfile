@@ -1,4 +1,6 @@
-FROM python:3.12-slim
+# Not the slim one: networks on the CPU train with code compiled for its very processor, and torch.compile and Triton,
+# which a long retrain on a GPU uses, need a compiler as well.
+FROM python:3.12
 
 LABEL org.opencontainers.image.title="block-search" \
       org.opencontainers.image.description="Hyperparameter search for the CIFAR-10 block network"

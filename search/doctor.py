@@ -18,6 +18,7 @@ from data import cifar10, source
 from data.errors import DataError
 from model.config import ConfigError
 from model.device import bf16_pays, describe_device, resolve_device
+from model.tail import SOURCE, library
 from search.errors import USER_ERRORS
 from search.storage import opened, shown, study_names
 
@@ -42,7 +43,7 @@ def examine(device_name: str, data_dir: Path, storage: URL, out: Path) -> list[F
     except ConfigError as error:
         findings.append(Finding("device", "wrong", str(error)))
     else:
-        findings += [Finding("device", "ok", describe_device(device)), _bf16(device)]
+        findings += [Finding("device", "ok", describe_device(device)), _bf16(device), _compiler(device)]
     return [*findings, _data(data_dir), _storage(storage), _disk(out)]
 
 
@@ -72,6 +73,19 @@ def _bf16(device: torch.device) -> Finding:
     if bf16_pays(device):
         return Finding("bf16", "ok", f"used: {text}")
     return Finding("bf16", "ok", f"not used, the device has no instructions for it: {text}")
+
+
+def _compiler(device: torch.device) -> Finding:
+    """A block's tail on the CPU is compiled code; a GPU's long retrain is compiled by PyTorch."""
+    if device.type == "cpu" and library() is not None:
+        return Finding("compiler", "ok", "found: networks train with code compiled for this processor")
+    if any(map(shutil.which, ("c++", "g++", "clang++"))):
+        if device.type != "cpu":
+            return Finding("compiler", "ok", "found: a long retrain can be compiled")
+        return Finding("compiler", "warning", f"found, but it cannot compile {SOURCE}; networks train slower")
+    return Finding(
+        "compiler", "warning", "no C++ compiler, so networks train slower; install one, such as Debian's g++"
+    )
 
 
 def _convolution_seconds(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:

@@ -22,6 +22,7 @@ from model.evaluate import evaluate
 from model.fit import NonFiniteLossError, fit
 from model.network import build_network
 from model.saved import save_model
+from model.tuning import tuned
 from search.errors import RunError
 from search.events import Note, RetrainEpoch, RetrainStarted, Show
 from search.ledger import SLOT
@@ -94,10 +95,12 @@ def retrain(
     show(RetrainStarted(winner.number, fit_config.epochs, len(whole.fit_labels)))
     network = build_network(chosen.config.network, fit_config.seed, device)
     curve = []  # without validation: those images are trained on here
+    expected = fit_config.epochs * len(whole.fit_labels) / winner.user_attrs["images_per_second"]
     try:
-        for result in fit(network, whole, fit_config):
-            curve.append({key: value for key, value in asdict(result).items() if "validation" not in key})
-            show(RetrainEpoch(result, fit_config.epochs))
+        with tuned(network, device, expected) as trained:
+            for result in fit(trained, whole, fit_config):
+                curve.append({key: value for key, value in asdict(result).items() if "validation" not in key})
+                show(RetrainEpoch(result, fit_config.epochs))
     except NonFiniteLossError as error:
         raise RunError(f"the retrain diverged: {error}") from error
     train = evaluate(network, whole.fit_images, whole.fit_labels, fit_config.precision)

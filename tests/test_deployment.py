@@ -307,9 +307,9 @@ class TestImage:
         assert not done.stdout
         assert "hadolint ignore" not in text_of("Dockerfile")
 
-    def test_python_is_pinned_and_supported(self) -> None:
+    def test_python_is_pinned_and_supported_and_has_a_compiler(self) -> None:
         (base,) = instructions("FROM")
-        version = re.fullmatch(r"python:(\d+)\.(\d+)-slim", base)
+        version = re.fullmatch(r"python:(\d+)\.(\d+)", base)
         assert version
         assert (int(version[1]), int(version[2])) >= (3, 11)
 

@@ -51,11 +51,20 @@ lr = 0.1
 """
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all tests keep compiled code: four seconds once, not for every process of every test."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, with caches of its own and no settings in the environment."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
+    (cache / "block-search").mkdir(parents=True)
+    (cache / "block-search" / "compiled").symlink_to(compiled)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.delenv("SEARCH_DATA_DIR", raising=False)
     monkeypatch.delenv("SEARCH_STORAGE", raising=False)
     return tmp_path

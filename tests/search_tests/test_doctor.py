@@ -20,7 +20,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_a_machine_without_data_is_warned_not_refused(search: Command) -> None:
     found = findings(search, "--device", "cpu")
-    assert set(found) == {"python", "torch", "device", "bf16", "data", "storage", "disk"}
+    assert set(found) == {"python", "torch", "device", "bf16", "compiler", "data", "storage", "disk"}
     assert found["data"]["level"] == "warning"
     assert "--dataset digits" in found["data"]["text"]
     assert "of its time in float32" in found["bf16"]["text"]
