@@ -19,7 +19,7 @@ def test_a_gpu_tries_algorithms_and_compiles_where_that_pays(
 ) -> None:
     network, fast = nn.Linear(2, 2), nn.Linear(2, 2)
     monkeypatch.setattr(torch, "compile", lambda given: fast if given is network else None)
-    with pytest.raises(KeyError), tuned(network, torch.device("cuda", 0), seconds) as trained:  # noqa: PT012
+    with pytest.raises(KeyError), tuned(network, torch.device("cuda", 0), seconds) as trained:
         assert trained is (fast if compiles else network)
         assert torch.backends.cudnn.benchmark
         raise KeyError
