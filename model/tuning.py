@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import nn
@@ -33,5 +34,4 @@ def _compiled(network: nn.Module) -> nn.Module:
     import torch._dynamo
 
     torch._dynamo.config.suppress_errors = True  # such as no C compiler on this machine: it then runs uncompiled
-    compiled: nn.Module = torch.compile(network)
-    return compiled
+    return cast(nn.Module, torch.compile(network))
