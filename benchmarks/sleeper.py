@@ -88,7 +88,7 @@ class SleepingSeat:
                 raise LeaseLostError
             trial.report(accuracy(settings.lr, epoch), epoch)
         self.note("slept", trial=trial.number)
-        return TrialResult(TrialState.COMPLETE, accuracy(settings.lr, epochs), epochs)
+        return TrialResult(TrialState.COMPLETE, accuracy(settings.lr, epochs), epochs, self.seconds)
 
     def trouble(self, error: Exception) -> Trouble:
         del error

@@ -91,11 +91,17 @@ def run_command(
     workers: Annotated[
         str,
         typer.Option(
-            help="Processes that train on this machine: auto (one for each GPU, or for every four cores) or a number. "
-            "0: only watch, and do the finale; others work."
+            help="Processes that train on this machine: auto (as --workers-per-gpu says, or one for every four cores) "
+            "or a number. 0: only watch, and do the finale; others work."
         ),
     ] = "auto",
-    workers_per_gpu: Annotated[int, typer.Option(min=1, help="Workers that share a GPU, with --workers auto.")] = 1,
+    workers_per_gpu: Annotated[
+        str,
+        typer.Option(
+            help="Workers that share a GPU, with --workers auto: a number, or auto: one, and up to three more where "
+            "the GPU, by nvidia-smi, is idle for much of the time and has memory left."
+        ),
+    ] = "auto",
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve optuna-dashboard meanwhile.")] = False,
 ) -> None:
     """Create or resume a study, work its budget off, retrain the winner and test it once."""
@@ -120,8 +126,8 @@ def run_command(
             max_epochs=max_epochs,
             train_images=train_images,
             max_retrain_epochs=max_retrain_epochs,
-            workers=_worker_count(workers),
-            workers_per_gpu=workers_per_gpu,
+            workers=_count_or_auto("--workers", workers, least=0),
+            workers_per_gpu=_count_or_auto("--workers-per-gpu", workers_per_gpu, least=1),
             dashboard=dashboard,
         )
         with view(console) as show:
@@ -323,13 +329,13 @@ def _database(given: str | None) -> Iterator[Any]:
         yield server.url.set(password=server.password)
 
 
-def _worker_count(text: str) -> int | None:
+def _count_or_auto(option: str, text: str, least: int) -> int | None:
     from search.errors import UserError
 
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) > MOST_WORKERS:
-        raise UserError(f"--workers takes auto or a number from 0 to {MOST_WORKERS}, not {text!r}")
+    if not text.isdecimal() or not least <= int(text) <= MOST_WORKERS:
+        raise UserError(f"{option} takes auto or a number from {least} to {MOST_WORKERS}, not {text!r}")
     return int(text)
 
 

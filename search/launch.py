@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL
 
 from search import workers
 from search.errors import RunError, UserError
+from search.gpus import GpuMonitor, Host, gpu_key
 from search.ledger import ERRORS_IN_A_ROW, Ledger, errors_in_a_row, is_open
 from search.memory_kills import memory_kills
 from search.outage import StorageLostError
@@ -56,6 +57,7 @@ class Team:
         words: the rest of the worker's command line.
         storage: goes by the environment, since it may hold a password.
         logs: folder of the workers' outputs.
+        shares_gpus: whether a GPU gets further workers where what is measured says that they pay.
     """
 
     devices: tuple[str, ...]
@@ -63,6 +65,7 @@ class Team:
     words: tuple[str, ...]
     storage: URL
     logs: Path
+    shares_gpus: bool = False
 
     def log(self, number: int) -> Path:
         """What a worker prints."""
@@ -93,6 +96,33 @@ def available_cores() -> int:
         return cores if quota == "max" else max(1, min(cores, int(int(quota) / int(period))))
     except (OSError, ValueError):
         return cores
+
+
+def threads_each(workers: int) -> int:
+    """Threads of each worker, the cores divided between them."""
+    return max(1, available_cores() // max(1, workers))
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process may still take: of the machine, held to its container's share."""
+    free = _named_number(Path("/proc/meminfo"), "MemAvailable:") * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, taken = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        # Of what is taken, the kernel gives back what only holds copies of files.
+        held = int(taken) - _named_number(group / "memory.stat", "inactive_file")
+        return free if most == "max" else max(0, min(free, int(most) - held))
+    except (OSError, ValueError):
+        return free
+
+
+def _named_number(path: Path, name: str) -> int:
+    """The number after a name in a file of the kernel's; 0 where there is none."""
+    try:
+        words = path.read_text().split()
+        return int(words[words.index(name) + 1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def spawn(team: Team, number: int) -> Child:
@@ -162,6 +192,11 @@ class LocalWorkers:
     """Workers that stay away, and why."""
     _rows: Sequence[WorkerRow] = ()
     _memory_kills: int = field(default_factory=memory_kills)
+    _monitor: GpuMonitor | None = None
+
+    def __post_init__(self) -> None:
+        if self.team.shares_gpus:
+            self._monitor = GpuMonitor(self.ledger, self.tell)
 
     def tend(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
         """Start who is missing and see to who has ended.
@@ -179,6 +214,8 @@ class LocalWorkers:
             if status is not None:
                 del self._children[number]
                 self._ended(number, child.pid, status, rows, done)
+        if remaining and self._monitor is not None:
+            self._share_gpus(self._monitor, rows, remaining)
         # All results may be there and a slot still open: its worker died before it could close it.
         if remaining or is_open(self.ledger):
             self._fill(rows)
@@ -212,6 +249,22 @@ class LocalWorkers:
                 f"worker {number} ended {how} {crashes.count} times in a row; what it printed: {self.team.log(number)}"
             )
 
+    def _share_gpus(self, monitor: GpuMonitor, rows: Sequence[WorkerRow], remaining: int) -> None:
+        """Make the team larger where what was measured at a GPU says so."""
+        here = {row.number: row for row in rows if row.number is not None and is_of_this_machine(row)}
+        devices = list(self.team.devices)
+        # Only workers know which GPU `cuda:0` is. One that has not loaded its images yet has none.
+        names = {gpu_key(row.device_key): devices[n] for n, row in here.items() if n < len(devices) and row.device}
+        host = Host(max(len(devices), len(here)), available_cores(), available_memory())
+        leased = sum(row.lives and row.slot is not None for row in rows)
+        chosen = monitor.look(rows, names, host, remaining - leased)
+        if chosen is None:
+            return
+        while len(devices) in here:  # added by an earlier `run` of which this one adopted the workers
+            devices.append(names.get(gpu_key(here[len(devices)].device_key), chosen))
+        devices.append(chosen)
+        self.team = replace(self.team, devices=tuple(devices), threads=threads_each(len(devices)))
+
     def _fill(self, rows: Sequence[WorkerRow]) -> None:
         here = {row.number for row in rows if is_of_this_machine(row)}
         for number in range(len(self.team.devices)):
@@ -225,6 +278,8 @@ class LocalWorkers:
 
     def stop(self) -> None:
         """Ask this team's workers to hand their trials back and go, and wait until they have."""
+        if self._monitor is not None:
+            self._monitor.close()
         own = {os.getpid(), *(child.pid for child in self._children.values())}
         # As they were last seen: the database may be away just now.
         adopted = [row for row in self._rows if row.launcher == this_process().key and row.pid not in own]

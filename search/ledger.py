@@ -12,8 +12,8 @@ exact, whatever dies whenever:
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import optuna
@@ -120,11 +120,35 @@ class Lease:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a configuration: its lease and its trial."""
+    """One try at a configuration: its lease and its trial.
+
+    Attributes:
+        notes: user attributes that are stored with its end, in one transaction right before it; nothing is stored
+            where the lease was lost or the process dies.
+    """
 
     lease: Lease
     trial: optuna.Trial
     trial_id: int
+    database: PersistentStorage
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def gathering(self) -> AbstractContextManager[None]:
+        """Parameters and attributes given meanwhile are written in one transaction."""
+        return self.database.gathering(self.trial_id)
+
+    def store_notes(self) -> None:
+        """Write the notes.
+
+        Raises:
+            LeaseLostError: somebody has ended the trial.
+        """
+        try:
+            with self.gathering():
+                for name, value in self.notes.items():
+                    self.trial.set_user_attr(name, value)
+        except UpdateFinishedTrialError as error:
+            raise LeaseLostError from error
 
 
 def open_ledger(storage: PersistentStorage, name: str, times: WorkersConfig) -> tuple[Ledger, optuna.Study]:
@@ -275,17 +299,20 @@ def lease(ledger: Ledger, worker: str) -> Lease | None:
             .where(me.c.id == worker, other.c.id != worker, other.c.alone > 0, living(other, ledger.times))
             .exists()
         )
-        # Leased to this very worker before, where the answer was lost.
-        own = sa.and_(SLOTS.c.state == "leased", SLOTS.c.worker == worker)
         first = (
             sa.select(SLOTS.c.slot)
-            .where(SLOTS.c.study_id == ledger.study_id, sa.or_(own, SLOTS.c.state == "waiting"), ~device_is_taken)
-            .order_by(own.desc(), SLOTS.c.slot)
+            .where(SLOTS.c.study_id == ledger.study_id, ~device_is_taken)
+            .order_by(SLOTS.c.slot)
             .limit(1)
             .with_for_update(skip_locked=True, of=SLOTS)
         )
+        # Leased to this very worker before, where the answer was lost. Asked for by itself: one query for both sorts
+        # the whole queue, which with 20,000 slots takes SQLite 2.6 ms; these two take 0.003.
+        own = first.where(SLOTS.c.state == "leased", SLOTS.c.worker == worker)
         # Not "slot = (select ...)": PostgreSQL may run such a subquery more than once in one statement.
-        slot = connection.scalar(first)
+        slot = connection.scalar(own)
+        if slot is None:
+            slot = connection.scalar(first.where(SLOTS.c.state == "waiting"))
         if slot is None:
             return None
         taken = (
@@ -347,7 +374,7 @@ def begin(
         trial_id = ledger.storage.create_new_trial(ledger.study_id, template)
     if len(tries) > 1:
         _end_twins(ledger, taken, trial_id)
-    return Attempt(taken, optuna.Trial(study, trial_id), trial_id)
+    return Attempt(taken, optuna.Trial(study, trial_id), trial_id, ledger.database)
 
 
 @contextmanager
@@ -397,19 +424,21 @@ def _end_twins(ledger: Ledger, taken: Lease, trial_id: int) -> None:
 
 def _fail(ledger: Ledger, trial: FrozenTrial, cause: str, fault: Fault) -> None:
     try:
-        ledger.storage.set_trial_user_attr(trial._trial_id, CAUSE, cause)
-        ledger.storage.set_trial_user_attr(trial._trial_id, FAULT, fault)
+        with ledger.database.gathering(trial._trial_id):
+            ledger.storage.set_trial_user_attr(trial._trial_id, CAUSE, cause)
+            ledger.storage.set_trial_user_attr(trial._trial_id, FAULT, fault)
         ledger.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     except UpdateFinishedTrialError:
         return  # it ended by itself at this very moment
 
 
 def finish(ledger: Ledger, attempt: Attempt, state: TrialState, value: float | None) -> None:
-    """Store a result, COMPLETE with its value or PRUNED, and close the slot.
+    """Store a result, COMPLETE with its value or PRUNED, with the attempt's notes, and close the slot.
 
     Raises:
         LeaseLostError: another worker has the slot.
     """
+    attempt.store_notes()
     _tell(ledger, attempt, state, value)
     close(ledger, attempt.lease)
 
@@ -467,9 +496,9 @@ def give_up(ledger: Ledger, attempt: Attempt, cause: str) -> None:
     Raises:
         LeaseLostError: another worker has the slot.
     """
+    attempt.notes.update({CAUSE: cause, FAULT: "infeasible"})
+    attempt.store_notes()
     try:
-        attempt.trial.set_user_attr(CAUSE, cause)
-        attempt.trial.set_user_attr(FAULT, "infeasible")
         attempt.trial.set_constraint("fits into memory", 1.0)
         # Not `tell`: it would make the last epoch's accuracy, if there was one, the trial's value.
         ledger.storage.set_trial_state_values(attempt.trial_id, TrialState.PRUNED)
@@ -480,13 +509,14 @@ def give_up(ledger: Ledger, attempt: Attempt, cause: str) -> None:
 
 
 def end_attempt(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> None:
-    """Mark an attempt FAIL and keep the lease."""
-    try:
-        attempt.trial.set_user_attr(CAUSE, cause)
-        attempt.trial.set_user_attr(FAULT, fault)
-        _tell(ledger, attempt, TrialState.FAIL, None)
-    except UpdateFinishedTrialError as error:
-        raise LeaseLostError from error
+    """Mark an attempt FAIL and keep the lease.
+
+    Raises:
+        LeaseLostError: somebody has ended the trial.
+    """
+    attempt.notes.update({CAUSE: cause, FAULT: fault})
+    attempt.store_notes()
+    _tell(ledger, attempt, TrialState.FAIL, None)
 
 
 def release(ledger: Ledger, taken: Lease, errors: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,14 @@ def is_dead(place_: str, key: str) -> bool:
         return False
     pid, _, started = key.partition("@")
     return bool(started) and _started(int(pid)) != started
+
+
+def age() -> float | None:
+    """Seconds since this process was created; None where the kernel does not say (not Linux)."""
+    started = _started(os.getpid())
+    if started is None or not hasattr(time, "CLOCK_BOOTTIME"):
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
 
 
 def _started(pid: int) -> str | None:

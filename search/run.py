@@ -27,7 +27,7 @@ from search import study as studies
 from search.environment import environment
 from search.errors import UserError
 from search.events import Note, Show, TrialFinished
-from search.launch import LocalWorkers, Team, adopt_orphans, available_cores, dashboard, plan_devices
+from search.launch import LocalWorkers, Team, adopt_orphans, available_cores, dashboard, plan_devices, threads_each
 from search.ledger import Budget, Ledger, open_ledger
 from search.outage import StorageLostError
 from search.publish import publish
@@ -49,7 +49,7 @@ PUBLISH_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line asks for; None leaves a thing to the study file or to what is stored."""
+    """What the command line asks for; None leaves a thing to the study file, to what is stored or is measured."""
 
     storage: URL
     study: str | None = None
@@ -63,7 +63,7 @@ class RunOptions:
     timeout: float | None = None
     finale: bool = True
     workers: int | None = None
-    workers_per_gpu: int = 1
+    workers_per_gpu: int | None = None
     dashboard: bool = False
     max_epochs: int | None = None
     train_images: int | None = None
@@ -191,10 +191,10 @@ def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRec
 def _team(options: RunOptions, devices: list[torch.device], name: str, data_dir: Path, out: Path) -> Team:
     """The workers that this machine shall have."""
     gpus = [str(device) for device in devices if device.type == "cuda"]
-    chosen = plan_devices(options.workers, gpus, options.workers_per_gpu, available_cores())
+    chosen = plan_devices(options.workers, gpus, options.workers_per_gpu or 1, available_cores())
+    shares_gpus = bool(gpus) and options.workers is None and options.workers_per_gpu is None
     words = ("--name", name, "--data-dir", str(data_dir.resolve()), "--out", str(out.resolve()))
-    threads = max(1, available_cores() // max(1, len(chosen)))
-    return Team(chosen, threads, words, options.storage, out / "workers")
+    return Team(chosen, threads_each(len(chosen)), words, options.storage, out / "workers", shares_gpus)
 
 
 def _search(

@@ -16,11 +16,16 @@ Trouble = Literal["out of memory", "non-finite loss", "broken device", "error"]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How an attempt ended: COMPLETE or PRUNED, the last accuracy, and the epochs that this took."""
+    """How an attempt ended: COMPLETE or PRUNED, the last accuracy, and the epochs that this took.
+
+    Attributes:
+        trained: seconds that the epochs of this very attempt took, with their validation.
+    """
 
     state: TrialState
     accuracy: float
     epochs: int
+    trained: float
 
 
 class Seat(Protocol):

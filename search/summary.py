@@ -7,6 +7,7 @@ import optuna
 from optuna.trial import TrialState
 
 from search.ledger import WORKER, Ledger, budget
+from search.overhead import trials_overhead, workers_start_up
 from search.study import StudyRecord, best_trial
 from search.watch import worker_name
 from search.workers import listed
@@ -22,6 +23,7 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
     count = budget(ledger)
     best = best_trial(study)
     done = study.user_attrs.get("retrain")
+    trials = study.get_trials(deepcopy=False)
     return {
         "study": record.name,
         "dataset": {
@@ -47,9 +49,9 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
         and {key: done[key] for key in ("trial", "epochs", "converged", "train_accuracy", "test_accuracy", "seconds")},
         "holdout_reads": len(study.user_attrs.get("holdout_reads", [])),
         "seconds": round(study.user_attrs.get("seconds", 0.0), 1),
-        "trial_seconds": round(
-            sum(trial.user_attrs.get("seconds", 0.0) for trial in study.get_trials(deepcopy=False)), 1
-        ),
+        "trial_seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in trials), 1),
+        "overhead": trials_overhead(trials),
+        "start_up": workers_start_up([row.start_up for row in listed(ledger) if row.start_up is not None]),
         "space_hash": study.user_attrs["space_hash"],
         "environment": study.user_attrs["environment"],
         "warnings": [FALLBACK_WARNING] if record.dataset.fallback else [],
@@ -78,6 +80,7 @@ def workers_at(ledger: Ledger) -> list[dict[str, Any]]:
             "device": row.device,
             "slot": row.slot,
             "progress": row.progress,
+            "start_up_seconds": None if row.start_up is None else round(row.start_up, 1),
             "last_heartbeat_seconds": round(row.silent, 1),
         }
         for row in listed(ledger)

@@ -58,6 +58,7 @@ WORKERS = sa.Table(
     sa.Column("device_key", sa.String(255), nullable=False),
     sa.Column("alone", sa.Integer, nullable=False, default=0),
     sa.Column("began", sa.Double, nullable=False),
+    sa.Column("start_up", sa.Double),
     sa.Column("heartbeat", sa.Double, nullable=False),
     sa.Column("slot", sa.Integer),
     sa.Column("progress", sa.JSON),
@@ -70,6 +71,7 @@ place, pid, process: which process it is (`search.process`), so that a neighbour
 number, launcher: of a worker that `run` started.
 device_key: equal for workers that share a device.
 alone: 1 while it waits for the device's other workers to pause, 2 while it has the device to itself.
+start_up: seconds from its process's creation until it began its first trial.
 progress: of its trial: number, epoch, epochs, accuracy, images_per_second.
 left, farewell: when and why it went; a worker that died without a word never says so.
 """

@@ -12,9 +12,11 @@ import torch
 
 from data import source
 from data.split import Split, first_images, load_split
+from model.checkpoint import CheckpointWriter
 from model.device import describe_device, device_key, keep_freed_pages, resolve_devices
 from model.fit import NonFiniteLossError
 from search import study as studies
+from search.errors import first_line
 from search.events import Note, Show
 from search.ledger import Attempt, Ledger
 from search.memory import is_broken_device, is_out_of_memory
@@ -38,10 +40,17 @@ class TrainingSeat:
     split: Split
     checkpoints: Path
     _shortened: dict[int, Split] = field(default_factory=dict)
+    _writer: CheckpointWriter | None = None
 
     def run(self, attempt: Attempt, config: StudyConfig, heart: Heart, stop: Stop, show: Show) -> TrialResult:
-        checkpoint = self._checkpoint(attempt.lease.slot)
-        return run_attempt(attempt, config, self._split_for(config), checkpoint, heart, stop, show)
+        path = self._checkpoint(attempt.lease.slot)
+
+        def warn(error: Exception) -> None:
+            cause = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+            show(Note(f"warning: no checkpoint, so a killed trial starts afresh: {path.parent}: {cause}"))
+
+        self._writer = CheckpointWriter(path, warn)
+        return run_attempt(attempt, config, self._split_for(config), self._writer, heart, stop, show)
 
     def trouble(self, error: Exception) -> Trouble:
         if isinstance(error, NonFiniteLossError):
@@ -51,6 +60,8 @@ class TrainingSeat:
         return "broken device" if is_broken_device(error) else "error"
 
     def forget(self, slot: int) -> None:
+        if self._writer is not None:
+            self._writer.wait()
         with contextlib.suppress(OSError):
             path = self._checkpoint(slot)
             # A worker that was killed in the middle of writing leaves a part.

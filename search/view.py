@@ -263,6 +263,15 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         reads = _times(summary["holdout_reads"])
         rows.append(("test accuracy", f"{percent(done['test_accuracy']['mean'])} (test images read {reads})"))
     rows.append(("time", duration(summary["seconds"])))
+    if overhead := summary["overhead"]:
+        median = f"median {overhead['median_seconds']:.2f} s a trial"
+        rows.append(("overhead", f"{100 * overhead['share']:.1f} % of trial time ({median})"))
+    if start_up := summary["start_up"]:
+        count = start_up["workers"]
+        seconds = f"{start_up['median_seconds']:.1f} s"
+        if count > 1:
+            seconds = f"median {seconds}, longest {start_up['longest_seconds']:.1f} s of {count} workers"
+        rows.append(("start-up", f"{seconds}, from a worker's process to its first trial"))
     for name, text in rows:
         table.add_row(name, escape(text), style="bold" if name == "test accuracy" else None)
     for warning in summary["warnings"]:
@@ -281,12 +290,14 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
             trials.add_row(f"trial {trial['trial']}", str(trial["epoch"] or "first"), accuracy, escape(worker))
         parts += ["", trials]
     if status["workers"]:
-        there = Table("worker", "state", "device", "trial", "last heartbeat", box=None, pad_edge=False)
+        there = Table("worker", "state", "device", "trial", "start-up", "last heartbeat", box=None, pad_edge=False)
         for worker in status["workers"]:
             progress = worker["progress"] or {}
             trial = f"{progress['trial']}, epoch {progress['epoch']}/{progress['epochs']}" if progress else ""
             silent = f"{duration(worker['last_heartbeat_seconds'])} ago"
-            there.add_row(escape(worker["worker"]), worker["state"], escape(worker["device"]), trial, silent)
+            start_up = "" if worker["start_up_seconds"] is None else f"{worker['start_up_seconds']:.1f} s"
+            name, device = escape(worker["worker"]), escape(worker["device"])
+            there.add_row(name, worker["state"], device, trial, start_up, silent)
         parts += ["", there]
     return Group(*parts)
 

@@ -35,6 +35,7 @@ from search.ledger import (
     Ledger,
 )
 from search.outage import StorageLostError
+from search.overhead import OVERHEAD, Overhead
 from search.process import this_process
 from search.seat import Seat
 from search.stop import Stop, StoppedError
@@ -150,21 +151,23 @@ def _work(
     stop: Stop,
     take_seat: TakeSeat,
 ) -> int:
-    if not _wait_for_a_slot(ledger, heart, stop):
+    watch = Overhead()
+    if not _wait_for_a_slot(ledger, watch, heart, stop):
         return 0
     seat = take_seat(ledger, study, worker, options, show)
     done = 0
     while done != options.max_trials:
         _check(heart, stop)
+        watch.take()
         taken = ledgers.lease(ledger, worker)
         if taken is None:
-            if not _wait_for_a_slot(ledger, heart, stop):
+            if not _wait_for_a_slot(ledger, watch, heart, stop):
                 break
-            time.sleep(POLL_SECONDS / 10)  # it waits, but for others: they have the device to themselves
+            watch.nap(POLL_SECONDS / 10)  # it waits, but for others: they have the device to themselves
             continue
         heart.hold(taken)
         try:
-            done += _one_configuration(ledger, study, taken, seat, heart, stop, show)
+            done += _one_configuration(ledger, study, taken, seat, watch, heart, stop, show)
         except (LeaseLostError, UpdateFinishedTrialError):
             show(Note(f"slot {taken.slot} went to another worker while this one was cut off; its result is dropped"))
         finally:
@@ -178,7 +181,7 @@ def _check(heart: Heart, stop: Stop) -> None:
         raise RunError(f"no sign of life can be given: {first_line(heart.failure)}") from heart.failure
 
 
-def _wait_for_a_slot(ledger: Ledger, heart: Heart, stop: Stop) -> bool:
+def _wait_for_a_slot(ledger: Ledger, watch: Overhead, heart: Heart, stop: Stop) -> bool:
     """Wait until a slot waits for a worker; False where the whole budget is done."""
     while True:
         _check(heart, stop)
@@ -187,25 +190,32 @@ def _wait_for_a_slot(ledger: Ledger, heart: Heart, stop: Stop) -> bool:
             return True
         if not leased:
             return False
-        time.sleep(POLL_SECONDS)
+        watch.nap(POLL_SECONDS)
 
 
 def _one_configuration(
-    ledger: Ledger, study: optuna.Study, taken: Lease, seat: Seat, heart: Heart, stop: Stop, show: Show
+    ledger: Ledger,
+    study: optuna.Study,
+    taken: Lease,
+    seat: Seat,
+    watch: Overhead,
+    heart: Heart,
+    stop: Stop,
+    show: Show,
 ) -> bool:
     """Try one configuration, alone on its device where it did not fit beside others; whether it is done."""
     config = studies.definition_of(study)
     if taken.memory_kills == 1:
         with _alone(ledger, seat, stop):
-            return _alone_on_device(ledger, study, config, taken, seat, heart, stop, show)
-    attempt = _begin(ledger, study, config, taken, seat)
+            return _alone_on_device(ledger, study, config, taken, seat, watch, heart, stop, show)
+    attempt = _begin(ledger, study, config, taken, seat, watch)
     if attempt is None:
         return False
     if taken.memory_kills:
         return _give_up(ledger, attempt, "the kernel killed its worker for want of memory, also alone", seat, show)
     if taken.deaths >= MOST_DEATHS:
         return _give_up(ledger, attempt, f"{taken.deaths} workers died in it, none an epoch further", seat, show)
-    error = _try(ledger, attempt, config, seat, heart, stop, show)
+    error = _try(ledger, attempt, config, seat, watch, heart, stop, show)
     if isinstance(error, bool):
         return error
     cause = f"out of memory: {first_line(error)}"
@@ -217,7 +227,7 @@ def _one_configuration(
         if again is None:
             raise LeaseLostError
         heart.hold(again)
-        return _alone_on_device(ledger, study, config, again, seat, heart, stop, show)
+        return _alone_on_device(ledger, study, config, again, seat, watch, heart, stop, show)
 
 
 def _alone_on_device(
@@ -226,33 +236,46 @@ def _alone_on_device(
     config: StudyConfig,
     taken: Lease,
     seat: Seat,
+    watch: Overhead,
     heart: Heart,
     stop: Stop,
     show: Show,
 ) -> bool:
     """The last try of a configuration that did not fit beside others: it fits now or is infeasible."""
     seat.free_memory()
-    attempt = _begin(ledger, study, config, taken, seat)
+    watch.take()  # neither the try before nor the waiting for the device is this one's overhead
+    attempt = _begin(ledger, study, config, taken, seat, watch)
     if attempt is None:
         return False
-    error = _try(ledger, attempt, config, seat, heart, stop, show)
+    error = _try(ledger, attempt, config, seat, watch, heart, stop, show)
     if isinstance(error, bool):
         return error
     return _give_up(ledger, attempt, f"out of memory, also alone on the device: {first_line(error)}", seat, show)
 
 
-def _begin(ledger: Ledger, study: optuna.Study, config: StudyConfig, taken: Lease, seat: Seat) -> Attempt | None:
+def _begin(
+    ledger: Ledger, study: optuna.Study, config: StudyConfig, taken: Lease, seat: Seat, watch: Overhead
+) -> Attempt | None:
     # Where a broken configuration has to give way, the slot's own seed would draw it again.
     study.sampler = studies.build_sampler(config, taken.slot + taken.errors // ledgers.MOST_ERRORS * 1_000_000)
     study.pruner = studies.build_pruner(config.pruner)
-    return ledgers.begin(ledger, study, taken, config.start, {WORKER: seat.worker_name})
+    attempt = ledgers.begin(ledger, study, taken, config.start, {WORKER: seat.worker_name})
+    if attempt is not None and (seconds := watch.start_up()) is not None:
+        workers.tell_start_up(ledger, taken.worker, seconds)
+    return attempt
 
 
 def _try(
-    ledger: Ledger, attempt: Attempt, config: StudyConfig, seat: Seat, heart: Heart, stop: Stop, show: Show
+    ledger: Ledger,
+    attempt: Attempt,
+    config: StudyConfig,
+    seat: Seat,
+    watch: Overhead,
+    heart: Heart,
+    stop: Stop,
+    show: Show,
 ) -> bool | Exception:
     """Train an attempt and store how it ended: whether its slot is done; or the error, where memory did not suffice."""
-    trial = attempt.trial
     try:
         result = seat.run(attempt, config, heart, stop, show)
     except StoppedError as error:
@@ -267,14 +290,13 @@ def _try(
             return error.with_traceback(None)  # the traceback holds on to the network
         if trouble == "non-finite loss":
             # A result, not a fault: this configuration diverges, and would again.
-            trial.set_user_attr(CAUSE, f"non-finite loss: {error}")
-            trial.set_user_attr(FAULT, "non-finite loss")
+            attempt.notes.update({CAUSE: f"non-finite loss: {error}", FAULT: "non-finite loss"})
             ledgers.finish(ledger, attempt, TrialState.PRUNED, None)
             show(_finished(attempt, "pruned", "non-finite loss"))
             seat.forget(attempt.lease.slot)
             return True
         cause = f"{type(error).__name__}: {first_line(error)}"
-        trial.set_user_attr("traceback", traceback.format_exc())
+        attempt.notes["traceback"] = traceback.format_exc()
         ledgers.hand_back(ledger, attempt, cause, "error")
         show(_finished(attempt, "failed", cause))
         if trouble == "broken device":
@@ -283,10 +305,13 @@ def _try(
             raise RunError(bug_text(cause)) from error
         return False
     value = result.accuracy if result.state == TrialState.COMPLETE else None
+    attempt.notes[OVERHEAD] = round(watch.store(result.trained), 4)
     ledgers.finish(ledger, attempt, result.state, value)
     outcome: Outcome = "complete" if result.state == TrialState.COMPLETE else "pruned"
-    show(TrialFinished(trial.number, outcome, result.accuracy, result.epochs, _seconds(attempt), None))
+    number = attempt.trial.number
+    show(TrialFinished(number, outcome, result.accuracy, result.epochs, _seconds(attempt), None))
     seat.forget(attempt.lease.slot)
+    watch.stored()
     return True
 
 
@@ -310,7 +335,7 @@ def _finished(attempt: Attempt, outcome: Outcome, cause: str) -> TrialFinished:
 
 
 def _seconds(attempt: Attempt) -> float:
-    return float(attempt.trial.user_attrs.get("seconds", 0.0))
+    return float(attempt.notes.get("seconds", 0.0))
 
 
 @contextmanager

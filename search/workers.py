@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -46,9 +46,11 @@ class WorkerRow:
 
     Attributes:
         id: of the row.
-        host, device: for people.
+        host, device: for people; the device is empty until one is taken.
+        device_key: equal for workers that share the device: a GPU's UUID.
         process: place and key of its process.
         number, launcher: of a worker that `run` started.
+        start_up: seconds from its process's creation until it began its first trial, without waiting for one.
         slot: that it has leased.
         progress: of its trial.
         silent: seconds since its last heartbeat.
@@ -59,11 +61,13 @@ class WorkerRow:
     id: str
     host: str
     device: str
+    device_key: str
     place: str
     pid: int
     process: str
     number: int | None
     launcher: str | None
+    start_up: float | None
     slot: int | None
     progress: dict[str, Any] | None
     silent: float
@@ -133,6 +137,15 @@ def take_device(ledger: Ledger, worker: str, devices: Sequence[Place]) -> Place:
         return device
 
     return transaction(ledger, work)
+
+
+def tell_start_up(ledger: Ledger, worker: str, seconds: float) -> None:
+    """Store how long a worker took to its first trial."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(start_up=seconds))
+
+    transaction(ledger, work)
 
 
 def beat(ledger: Ledger, worker: str, taken: Lease | None, progress: Progress | None) -> bool:
@@ -279,9 +292,9 @@ def _row(row: sa.RowMapping, times: WorkersConfig) -> WorkerRow:
         state = "silent"
     else:
         state = "idle" if row["slot"] is None else "working"
-    fields = ("id", "host", "device", "place", "pid", "process", "number", "launcher", "slot", "progress", "farewell")
+    stored = [one.name for one in fields(WorkerRow) if one.name not in ("silent", "state")]
     silent = max(0.0, float(row["silent"]))
-    return WorkerRow(**{name: row[name] for name in fields}, silent=silent, state=state)
+    return WorkerRow(**{name: row[name] for name in stored}, silent=silent, state=state)
 
 
 def want_alone(ledger: Ledger, worker: str, wanted: int) -> None:

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.split import Split, first_images, load_split
-from model.checkpoint import load_checkpoint, read_about, save_checkpoint
+from model import checkpoint
+from model.checkpoint import CheckpointWriter, load_checkpoint, read_about, save_checkpoint
 from model.config import ConfigError, FitConfig, NetworkConfig
 from model.fit import FitState, fit, start_state
 from model.network import build_network
@@ -206,6 +209,80 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(
         save_checkpoint(path, *trained(digits), {"a path": path})
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
     assert read_about(path) == ABOUT
+
+
+# Written in the background
+
+
+def unexpected(error: Exception) -> None:
+    raise AssertionError(error)
+
+
+class SlowWrite:
+    """In the place of what writes a checkpoint: it waits until it may."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may, self.begun, self.at_once = threading.Semaphore(0), 0, 0
+        self._plain = checkpoint._write
+        monkeypatch.setattr(checkpoint, "_write", self)
+
+    def __call__(self, *given: Any) -> None:
+        self.begun += 1
+        self.at_once += 1
+        assert self.at_once == 1
+        assert self.may.acquire(timeout=60)
+        self._plain(*given)
+        self.at_once -= 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_is_written_later_is_the_training_as_it_was(
+    digits: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    config = replace(FIT, optimizer=optimizer)
+    network, state = trained(digits, config)
+    before = everything(network, state)
+    slow = SlowWrite(monkeypatch)
+    writer = CheckpointWriter(tmp_path / "later", unexpected)
+    writer.save(network, state, ABOUT)
+    train(network, digits, config, state, 2)
+    assert read_about(writer.path) is None
+    slow.may.release()
+    writer.wait()
+    assert read_about(writer.path) == ABOUT
+    network, state = begin(config)
+    load_checkpoint(writer.path, network, state)
+    assert_same(everything(network, state), before)
+
+
+def test_one_checkpoint_is_written_at_a_time_and_the_last_one_stays(
+    digits: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowWrite(monkeypatch)
+    writer = CheckpointWriter(tmp_path / "checkpoint", unexpected)
+    writer.wait()
+    for slot in range(3):
+        threading.Timer(0.05 * slot, slow.may.release).start()
+        writer.save(*trained(digits), {**ABOUT, "slot": slot})
+    writer.wait()
+    assert slow.begun == 3
+    assert read_about(writer.path) == {**ABOUT, "slot": 2}
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_of_once_and_no_more_are_tried(
+    digits: Split, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    errors: list[Exception] = []
+    writer = CheckpointWriter(tmp_path / "file" / "checkpoint", errors.append)
+    for _ in range(3):
+        writer.save(*begin(), ABOUT)
+    writer.wait()
+    assert [type(error) for error in errors] == [FileExistsError]
+    with pytest.raises(TypeError):
+        CheckpointWriter(tmp_path / "checkpoint", unexpected).save(*begin(), {"a path": tmp_path})
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def absent(path: Path) -> None:

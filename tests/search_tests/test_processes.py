@@ -115,6 +115,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(start: Start) -> None
 
 
 def test_workers_go_on_without_their_run_and_a_new_one_finds_them(start: Start) -> None:
+    Path("tiny.toml").write_text(Path("tiny.toml").read_text().replace("epochs = 40", "epochs = 400"))
     first = start(*RUN, "--trials", "3")
     wait_for_epochs(first, 2)
     first.kill()

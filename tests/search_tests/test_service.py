@@ -401,7 +401,7 @@ def test_status_lists_the_workers(search: Command, waiting: tuple[Ledger, optuna
     assert {**first, "last_heartbeat_seconds": 0} == {
         "worker": "ann:17", "state": "idle", "device": "NVIDIA H100", "slot": None,
         "progress": {"trial": 5, "epoch": 3, "epochs": 12, "accuracy": 0.5, "images_per_second": 1000.0},
-        "last_heartbeat_seconds": 0,
+        "start_up_seconds": None, "last_heartbeat_seconds": 0,
     }  # fmt: skip
     assert second["state"] == "dead"
 

@@ -13,6 +13,8 @@ from optuna.trial import TrialState
 
 import search.trial
 from data.split import Split, load_split
+from model import checkpoint
+from model.checkpoint import CheckpointWriter
 from model.config import FitConfig
 from model.fit import FitState, NonFiniteLossError
 from model.result import EpochResult
@@ -326,9 +328,14 @@ def test_a_worker_asked_to_go_hands_its_trial_back(
     assert study.trials[2].params == study.trials[1].params
 
 
+@pytest.mark.parametrize("disk", ["fast", "slow"])
 def test_a_trial_goes_on_after_its_last_attempts_last_epoch(
-    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch, disk: str
 ) -> None:
+    """Also where a checkpoint is still being written when the worker is asked to go; none is left behind."""
+    if disk == "slow":
+        write = checkpoint._write
+        monkeypatch.setattr(checkpoint, "_write", lambda *given: (time.sleep(0.3), write(*given)))
     (whole, _), (parted, ledger) = new_study(config, "whole"), new_study(config, "parted")
     run_worker("whole")
     stop, notes = Stop(), []
@@ -337,15 +344,15 @@ def test_a_trial_goes_on_after_its_last_attempts_last_epoch(
         if isinstance(event, Note):
             notes.append(event.text)
 
-    real = search.trial.save_checkpoint
+    real = CheckpointWriter.save
 
-    def save_and_stop(path: Path, network: Any, state: FitState, about: Any) -> None:
-        real(path, network, state, about)
+    def save_and_stop(self: CheckpointWriter, network: Any, state: FitState, about: Any) -> None:
+        real(self, network, state, about)
         if state.epoch == 1:
             stop.request("preempted")
 
     with monkeypatch.context() as patched:
-        patched.setattr(search.trial, "save_checkpoint", save_and_stop)
+        patched.setattr(CheckpointWriter, "save", save_and_stop)
         with pytest.raises(StoppedError):
             run_worker("parted", stop=stop)
     run_worker("parted", show=show)
@@ -356,6 +363,7 @@ def test_a_trial_goes_on_after_its_last_attempts_last_epoch(
     assert [trial.intermediate_values for trial in parted.trials[1:]] == [t.intermediate_values for t in whole.trials]
     assert [trial.params for trial in parted.trials[1:]] == [trial.params for trial in whole.trials]
     assert budget(ledger).done == 4
+    assert not list(Path("out/checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["absent", "truncated", "of other images"])
@@ -365,16 +373,16 @@ def test_without_its_checkpoint_a_trial_starts_afresh(
     (whole, _), (parted, _) = new_study(config, "whole"), new_study(config, "parted")
     run_worker("whole")
     stop = Stop()
-    real = search.trial.save_checkpoint
+    real = CheckpointWriter.save
 
-    def save_and_stop(path: Path, network: Any, state: FitState, about: Any) -> None:
+    def save_and_stop(self: CheckpointWriter, network: Any, state: FitState, about: Any) -> None:
         if damage == "of other images":
             about = {**about, "identity": {**about["identity"], "images": "others"}}
-        real(path, network, state, about)
+        real(self, network, state, about)
         stop.request("preempted")
 
     with monkeypatch.context() as patched:
-        patched.setattr(search.trial, "save_checkpoint", save_and_stop)
+        patched.setattr(CheckpointWriter, "save", save_and_stop)
         with pytest.raises(StoppedError):
             run_worker("parted", stop=stop)
     (checkpoint,) = Path("out/checkpoints").iterdir()

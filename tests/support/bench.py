@@ -64,8 +64,9 @@ def started(ledger: Ledger, study: optuna.Study, worker: str) -> Attempt:
 
 def draw(attempt: Attempt) -> None:
     """Take the two parameters of these tests."""
-    attempt.trial.suggest_float("lr", 1e-4, 1.0, log=True)
-    attempt.trial.suggest_int("blocks", 1, 10_000)
+    with attempt.gathering():
+        attempt.trial.suggest_float("lr", 1e-4, 1.0, log=True)
+        attempt.trial.suggest_int("blocks", 1, 10_000)
 
 
 def train(attempt: Attempt, epochs: int = 2, accuracy: float = 0.5) -> None:
