@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy [--seeds 5] [--epochs 4] [--images 7500] [--data-dir DIR] [--json FILE]
 
-On the CPU: `model.tail`'s compiled code against PyTorch's own operations, and both against float32. The configuration
-is the one that studies/cpu.toml starts from.
+On the CPU: `model.tail`'s compiled code against PyTorch's own operations. The configuration is the one that
+studies/cpu.toml starts from.
 """
 
 import argparse
@@ -49,8 +49,7 @@ def one_seed(split: Split, config: FitConfig) -> dict[str, float]:
     compiled = accuracy(split, config)
     with plain_operations():
         plain = accuracy(split, config)
-        full = accuracy(split, replace(config, precision="float32"))
-    return {"compiled": compiled, "plain": plain, "plain float32": full}
+    return {"compiled": compiled, "plain": plain}
 
 
 def compared(rows: Sequence[dict[str, float]], name: str, base: str) -> str:
@@ -78,8 +77,7 @@ def main() -> None:
         print(
             f"seed {seed}: " + ", ".join(f"{name} {100 * value:.2f} %" for name, value in rows[-1].items()), flush=True
         )
-    for name in ("compiled", "plain float32"):
-        print(compared(rows, name, "plain"))
+    print(compared(rows, "compiled", "plain"))
     if given.json:
         given.json.write_text(json.dumps({"device": describe_device(device), "rows": rows}, indent=1))
 
