@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import PlainBlock, PlainNetwork
 from model.config import PRESETS, ConfigError, NetworkConfig
-from model.cost import count_cost
+from model.cost import Cost, count_cost
 from model.network import (
     Block,
     BlockNetwork,
@@ -138,6 +139,16 @@ def test_any_configuration_gives_finite_logits(config: NetworkConfig) -> None:
         assert logits.shape == (2, 10)
         assert logits.isfinite().all()
     assert count_parameters(network) == count_cost(config).parameters
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks)
+def test_cost_is_what_pytorch_counts(config: NetworkConfig) -> None:
+    with torch.device("meta"):
+        network = BlockNetwork(config).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.empty(1, 3, config.image_size, config.image_size))
+    assert count_cost(config) == Cost(count_parameters(network), counter.get_total_flops())
 
 
 def test_too_much_pooling_is_refused_with_the_reason() -> None:

@@ -5,6 +5,11 @@ from torch import nn
 from model.tuning import COMPILING_PAYS_AFTER, tuned
 
 
+@pytest.fixture(autouse=True)
+def trial_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
 @pytest.mark.parametrize("seconds", [1.0, COMPILING_PAYS_AFTER])
 def test_the_cpu_trains_the_network_as_it_is(seconds: float) -> None:
     network = nn.Linear(2, 2)
