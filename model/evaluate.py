@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from model.config import Precision
 from model.device import autocast_dtype
 
-BATCH_SIZE = {"cpu": 500}
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 500, 2_500
 """Images in a pass: activations that stay in a CPU's cache; on a GPU, few and large kernels."""
-LARGE_BATCH_SIZE = 2_500
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ def predict_logits(network: nn.Module, images: Tensor, precision: Precision = "a
     network.eval()
     dtype = autocast_dtype(precision, images.device)
     with torch.inference_mode(), torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-        batches = torch.split(images, BATCH_SIZE.get(images.device.type, LARGE_BATCH_SIZE))
+        batches = torch.split(images, CPU_BATCH_SIZE if images.device.type == "cpu" else GPU_BATCH_SIZE)
         logits = torch.cat([network(batch) for batch in batches]).float()
     network.train(was_training)
     return logits

@@ -12,7 +12,6 @@ from model.tail import compiled_tail, takes
 
 LEAKY_SLOPE = 0.01
 
-
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": partial(F.relu, inplace=True),
     "leaky_relu": partial(F.leaky_relu, negative_slope=LEAKY_SLOPE, inplace=True),
@@ -30,11 +29,6 @@ class ActivationLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.name](x)
-
-
-def build_activation(name: Activation) -> nn.Module:
-    """A fresh activation module."""
-    return ActivationLayer(name)
 
 
 class Block(nn.Module):
@@ -148,7 +142,7 @@ class BlockNetwork(nn.Module):
         layers: list[nn.Module] = []
         features = config.widths[-1]
         for hidden in config.head:
-            layers += [nn.Linear(features, hidden), build_activation(config.activation)]
+            layers += [nn.Linear(features, hidden), ActivationLayer(config.activation)]
             features = hidden
         self.logits = nn.Linear(features, config.classes)
         self.hidden = nn.Sequential(*layers)
