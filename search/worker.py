@@ -141,6 +141,19 @@ def _leave(ledger: Ledger, worker: str, farewell: str) -> None:
         workers.leave(ledger, worker, farewell)
 
 
+@dataclass(frozen=True)
+class _Desk:
+    """What a worker has at hand from its first configuration to its last."""
+
+    ledger: Ledger
+    study: optuna.Study
+    seat: Seat
+    watch: Overhead
+    heart: Heart
+    stop: Stop
+    show: Show
+
+
 def _work(
     ledger: Ledger,
     study: optuna.Study,
@@ -154,7 +167,7 @@ def _work(
     watch = Overhead()
     if not _wait_for_a_slot(ledger, watch, heart, stop):
         return 0
-    seat = take_seat(ledger, study, worker, options, show)
+    desk = _Desk(ledger, study, take_seat(ledger, study, worker, options, show), watch, heart, stop, show)
     done = 0
     while done != options.max_trials:
         _check(heart, stop)
@@ -167,7 +180,7 @@ def _work(
             continue
         heart.hold(taken)
         try:
-            done += _one_configuration(ledger, study, taken, seat, watch, heart, stop, show)
+            done += _one_configuration(desk, taken)
         except (LeaseLostError, UpdateFinishedTrialError):
             show(Note(f"slot {taken.slot} went to another worker while this one was cut off; its result is dropped"))
         finally:
@@ -193,125 +206,96 @@ def _wait_for_a_slot(ledger: Ledger, watch: Overhead, heart: Heart, stop: Stop) 
         watch.nap(POLL_SECONDS)
 
 
-def _one_configuration(
-    ledger: Ledger,
-    study: optuna.Study,
-    taken: Lease,
-    seat: Seat,
-    watch: Overhead,
-    heart: Heart,
-    stop: Stop,
-    show: Show,
-) -> bool:
+def _one_configuration(desk: _Desk, taken: Lease) -> bool:
     """Try one configuration, alone on its device where it did not fit beside others; whether it is done."""
-    config = studies.definition_of(study)
+    config = studies.definition_of(desk.study)
     if taken.memory_kills == 1:
-        with _alone(ledger, seat, stop):
-            return _alone_on_device(ledger, study, config, taken, seat, watch, heart, stop, show)
-    attempt = _begin(ledger, study, config, taken, seat, watch)
+        with _alone(desk):
+            return _alone_on_device(desk, config, taken)
+    attempt = _begin(desk, config, taken)
     if attempt is None:
         return False
     if taken.memory_kills:
-        return _give_up(ledger, attempt, "the kernel killed its worker for want of memory, also alone", seat, show)
+        return _give_up(desk, attempt, "the kernel killed its worker for want of memory, also alone")
     if taken.deaths >= MOST_DEATHS:
-        return _give_up(ledger, attempt, f"{taken.deaths} workers died in it, none an epoch further", seat, show)
-    error = _try(ledger, attempt, config, seat, watch, heart, stop, show)
+        return _give_up(desk, attempt, f"{taken.deaths} workers died in it, none an epoch further")
+    error = _try(desk, attempt, config)
     if isinstance(error, bool):
         return error
     cause = f"out of memory: {first_line(error)}"
-    ledgers.end_attempt(ledger, attempt, cause, "out of memory")
-    show(_finished(attempt, "failed", f"{cause}; once more, alone on the device"))
+    ledgers.end_attempt(desk.ledger, attempt, cause, "out of memory")
+    desk.show(_finished(attempt, "failed", f"{cause}; once more, alone on the device"))
     del error, attempt
-    with _alone(ledger, seat, stop):
-        again = ledgers.renew(ledger, taken)
+    with _alone(desk):
+        again = ledgers.renew(desk.ledger, taken)
         if again is None:
             raise LeaseLostError
-        heart.hold(again)
-        return _alone_on_device(ledger, study, config, again, seat, watch, heart, stop, show)
+        desk.heart.hold(again)
+        return _alone_on_device(desk, config, again)
 
 
-def _alone_on_device(
-    ledger: Ledger,
-    study: optuna.Study,
-    config: StudyConfig,
-    taken: Lease,
-    seat: Seat,
-    watch: Overhead,
-    heart: Heart,
-    stop: Stop,
-    show: Show,
-) -> bool:
+def _alone_on_device(desk: _Desk, config: StudyConfig, taken: Lease) -> bool:
     """The last try of a configuration that did not fit beside others: it fits now or is infeasible."""
-    seat.free_memory()
-    watch.take()  # neither the try before nor the waiting for the device is this one's overhead
-    attempt = _begin(ledger, study, config, taken, seat, watch)
+    desk.seat.free_memory()
+    desk.watch.take()  # neither the try before nor the waiting for the device is this one's overhead
+    attempt = _begin(desk, config, taken)
     if attempt is None:
         return False
-    error = _try(ledger, attempt, config, seat, watch, heart, stop, show)
+    error = _try(desk, attempt, config)
     if isinstance(error, bool):
         return error
-    return _give_up(ledger, attempt, f"out of memory, also alone on the device: {first_line(error)}", seat, show)
+    return _give_up(desk, attempt, f"out of memory, also alone on the device: {first_line(error)}")
 
 
-def _begin(
-    ledger: Ledger, study: optuna.Study, config: StudyConfig, taken: Lease, seat: Seat, watch: Overhead
-) -> Attempt | None:
+def _begin(desk: _Desk, config: StudyConfig, taken: Lease) -> Attempt | None:
     # Where a broken configuration has to give way, the slot's own seed would draw it again.
-    study.sampler = studies.build_sampler(config, taken.slot + taken.errors // ledgers.MOST_ERRORS * 1_000_000)
-    study.pruner = studies.build_pruner(config.pruner)
-    attempt = ledgers.begin(ledger, study, taken, config.start, {WORKER: seat.worker_name})
-    if attempt is not None and (seconds := watch.start_up()) is not None:
-        workers.tell_start_up(ledger, taken.worker, seconds)
+    number = taken.slot + taken.errors // ledgers.MOST_ERRORS * 1_000_000
+    desk.study.sampler = studies.build_sampler(config, number)
+    desk.study.pruner = studies.build_pruner(config.pruner)
+    attempt = ledgers.begin(desk.ledger, desk.study, taken, config.start, {WORKER: desk.seat.worker_name})
+    if attempt is not None and (seconds := desk.watch.start_up()) is not None:
+        workers.tell_start_up(desk.ledger, taken.worker, seconds)
     return attempt
 
 
-def _try(
-    ledger: Ledger,
-    attempt: Attempt,
-    config: StudyConfig,
-    seat: Seat,
-    watch: Overhead,
-    heart: Heart,
-    stop: Stop,
-    show: Show,
-) -> bool | Exception:
+def _try(desk: _Desk, attempt: Attempt, config: StudyConfig) -> bool | Exception:
     """Train an attempt and store how it ended: whether its slot is done; or the error, where memory did not suffice."""
     try:
-        result = seat.run(attempt, config, heart, stop, show)
+        result = desk.seat.run(attempt, config, desk.heart, desk.stop, desk.show)
     except StoppedError as error:
-        ledgers.hand_back(ledger, attempt, str(error), "preempted")
-        show(_finished(attempt, "handed back", str(error)))
+        ledgers.hand_back(desk.ledger, attempt, str(error), "preempted")
+        desk.show(_finished(attempt, "handed back", str(error)))
         raise
     except (LeaseLostError, UpdateFinishedTrialError, StorageLostError):
         raise
     except Exception as error:
-        trouble = seat.trouble(error)
+        trouble = desk.seat.trouble(error)
         if trouble == "out of memory":
             return error.with_traceback(None)  # the traceback holds on to the network
         if trouble == "non-finite loss":
             # A result, not a fault: this configuration diverges, and would again.
             attempt.notes.update({CAUSE: f"non-finite loss: {error}", FAULT: "non-finite loss"})
-            ledgers.finish(ledger, attempt, TrialState.PRUNED, None)
-            show(_finished(attempt, "pruned", "non-finite loss"))
-            seat.forget(attempt.lease.slot)
+            ledgers.finish(desk.ledger, attempt, TrialState.PRUNED, None)
+            desk.show(_finished(attempt, "pruned", "non-finite loss"))
+            desk.seat.forget(attempt.lease.slot)
             return True
         cause = f"{type(error).__name__}: {first_line(error)}"
         attempt.notes["traceback"] = traceback.format_exc()
-        ledgers.hand_back(ledger, attempt, cause, "error")
-        show(_finished(attempt, "failed", cause))
+        ledgers.hand_back(desk.ledger, attempt, cause, "error")
+        desk.show(_finished(attempt, "failed", cause))
         if trouble == "broken device":
             raise RunError(f"the GPU cannot be used by this process any more: {first_line(error)}") from error
-        if ledgers.errors_in_a_row(ledger) >= ERRORS_IN_A_ROW:
+        if ledgers.errors_in_a_row(desk.ledger) >= ERRORS_IN_A_ROW:
             raise RunError(bug_text(cause)) from error
         return False
     value = result.accuracy if result.state == TrialState.COMPLETE else None
-    attempt.notes[OVERHEAD] = round(watch.store(result.trained), 4)
-    ledgers.finish(ledger, attempt, result.state, value)
+    attempt.notes[OVERHEAD] = round(desk.watch.store(result.trained), 4)
+    ledgers.finish(desk.ledger, attempt, result.state, value)
     outcome: Outcome = "complete" if result.state == TrialState.COMPLETE else "pruned"
     number = attempt.trial.number
-    show(TrialFinished(number, outcome, result.accuracy, result.epochs, _seconds(attempt), None))
-    seat.forget(attempt.lease.slot)
-    watch.stored()
+    desk.show(TrialFinished(number, outcome, result.accuracy, result.epochs, _seconds(attempt), None))
+    desk.seat.forget(attempt.lease.slot)
+    desk.watch.stored()
     return True
 
 
@@ -323,10 +307,10 @@ def bug_text(cause: str) -> str:
     )
 
 
-def _give_up(ledger: Ledger, attempt: Attempt, cause: str, seat: Seat, show: Show) -> bool:
-    ledgers.give_up(ledger, attempt, cause)
-    seat.forget(attempt.lease.slot)
-    show(_finished(attempt, "infeasible", cause))
+def _give_up(desk: _Desk, attempt: Attempt, cause: str) -> bool:
+    ledgers.give_up(desk.ledger, attempt, cause)
+    desk.seat.forget(attempt.lease.slot)
+    desk.show(_finished(attempt, "infeasible", cause))
     return True
 
 
@@ -339,20 +323,21 @@ def _seconds(attempt: Attempt) -> float:
 
 
 @contextmanager
-def _alone(ledger: Ledger, seat: Seat, stop: Stop) -> Iterator[None]:
+def _alone(desk: _Desk) -> Iterator[None]:
     """Have the device to oneself: its other workers finish what they have and take nothing new."""
-    workers.want_alone(ledger, seat.worker, 1)
+    ledger, worker = desk.ledger, desk.seat.worker
+    workers.want_alone(ledger, worker, 1)
     try:
         clear = 0
         while clear < 2:  # twice: a neighbour may have looked just before this wish was written
-            stop.check()
-            clear = 0 if workers.others_on_device(ledger, seat.worker) else clear + 1
+            desk.stop.check()
+            clear = 0 if workers.others_on_device(ledger, worker) else clear + 1
             time.sleep(POLL_SECONDS / 4)
-        workers.want_alone(ledger, seat.worker, 2)
+        workers.want_alone(ledger, worker, 2)
         gc.collect()
         yield
     finally:
-        workers.want_alone(ledger, seat.worker, 0)
+        workers.want_alone(ledger, worker, 0)
 
 
 def _check_code(study: optuna.Study, show: Show) -> None:
