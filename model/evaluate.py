@@ -1,5 +1,7 @@
 """Loss and accuracy of a network over a set of images."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +23,24 @@ class Evaluation:
     accuracy: float
 
 
+@contextlib.contextmanager
+def predicting(network: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
+    """Eval mode, no gradients and the precision's autocast, for as long as this is open; the mode is put back."""
+    was_training = network.training
+    dtype = autocast_dtype(precision, device)
+    network.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+    finally:
+        network.train(was_training)
+
+
 def predict_logits(network: nn.Module, images: Tensor, precision: Precision = "auto") -> Tensor:
     """Logits (float32, (n, classes)) of uint8 images (n, 3, h, w), in eval mode; the mode is put back."""
-    was_training = network.training
-    network.eval()
-    dtype = autocast_dtype(precision, images.device)
-    with torch.inference_mode(), torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+    with predicting(network, precision, images.device):
         batches = torch.split(images, CPU_BATCH_SIZE if images.device.type == "cpu" else GPU_BATCH_SIZE)
-        logits = torch.cat([network(batch) for batch in batches]).float()
-    network.train(was_training)
-    return logits
+        return torch.cat([network(batch) for batch in batches]).float()
 
 
 def measure(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto") -> Tensor:

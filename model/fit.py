@@ -74,32 +74,35 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
     rate = all_rates[0].clone()
     for group in optimizer.param_groups:
         group["lr"] = rate
-    totals = torch.zeros(2, device=device)
+    losses = torch.zeros(batches.steps, device=device)
+    hits = torch.zeros(1, device=device)
 
     def step() -> None:
         rate.copy_(all_rates.index_select(0, number)[0])  # all_rates[number] would ask the host for the number
+        place = number.remainder(batches.steps)
         number.add_(1)
         images, labels = batches.take()
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
             logits = network(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         train_step(network, optimizer, loss, config.clip_norm)
-        totals.add_(torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()]))
+        losses.index_copy_(0, place, loss.detach().reshape(1))
+        hits.add_((logits.detach().argmax(1) == labels).sum())
 
     run = replayed(step, device, state.generator)
     for epoch in range(state.epoch + 1, config.epochs + 1):
         start = mark(device)
         network.train()
-        totals.zero_()
+        hits.zero_()
         batches.shuffle()
         for _ in range(batches.steps):
             run()
         trained = mark(device)
         validation = measure(network, split.validation_images, split.validation_labels, config.precision)
         # The epoch's one synchronisation.
-        loss, hits, *validated = torch.cat([totals, validation]).tolist()
+        right, validation_loss, validation_accuracy, *step_losses = torch.cat([hits, validation, losses]).tolist()
         end = mark(device)
-        train_loss = loss / batches.steps
+        train_loss = math.fsum(step_losses) / batches.steps
         if not math.isfinite(train_loss):
             raise NonFiniteLossError(f"loss is {train_loss} in epoch {epoch} at learning rate {config.lr:g}")
         images = batches.steps * batches.batch_size
@@ -107,12 +110,13 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
         yield EpochResult(
             epoch=epoch,
             train_loss=train_loss,
-            train_accuracy=hits / images,
-            validation_loss=validated[0],
-            validation_accuracy=validated[1],
+            train_accuracy=right / images,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
             images_per_second=images / seconds_between(start, trained),
             lr=rates[epoch * batches.steps - 1],
             seconds=seconds_between(start, end),
+            losses=tuple(step_losses),
         )
 
 

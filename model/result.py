@@ -1,6 +1,7 @@
 """What one epoch of training gives. Importing this does not import torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class EpochResult:
         images_per_second: training alone, without validation.
         lr: learning rate of the epoch's last step.
         seconds: of the whole epoch, validation included.
+        losses: of every step, in nats; what ``train_loss`` is the mean of.
     """
 
     epoch: int
@@ -26,3 +28,8 @@ class EpochResult:
     images_per_second: float
     lr: float
     seconds: float
+    losses: tuple[float, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """The numbers of the whole epoch by name, for storing; without the steps' losses."""
+        return {name: value for name, value in asdict(self).items() if name != "losses"}

@@ -84,13 +84,13 @@ def _processor() -> str:
 def takes(x: Tensor, norm: nn.BatchNorm2d, pool_place: PoolPlace | None) -> bool:
     """Whether the compiled code can do a tail of this input."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: tracing would take the sizes asked for below for constants
+        and x.device.type == "cpu"
         and x.dtype in NAMES
         and pool_place in POOLS
         and (pool_place is None or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0))
         and len(x) > 1  # of one image of one pixel the norm refuses statistics, and says so
         and (norm.training or not torch.is_grad_enabled())
-        and not torch.compiler.is_compiling()
         and library() is not None
     )
 

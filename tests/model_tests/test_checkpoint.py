@@ -173,7 +173,10 @@ def test_a_killed_training_is_taken_up_by_another_process(digits: Split, tmp_pat
     assert about is not None
     network, state = begin()
     load_checkpoint(path, network, state)
-    results = [EpochResult(**{**result, "seconds": 0, "images_per_second": 0}) for result in about["results"]]
+    results = [
+        EpochResult(**{**result, "seconds": 0, "images_per_second": 0, "losses": tuple(result["losses"])})
+        for result in about["results"]
+    ]
     results += train(network, digits, FIT, state, FIT.epochs - 2)
     straight, straight_state = begin()
     assert results == train(straight, digits, FIT, straight_state, FIT.epochs)

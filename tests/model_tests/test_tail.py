@@ -100,7 +100,9 @@ def test_equals_the_plain_tail_in_float64(
             results.append([value.detach() for value in found if value is not None])
     finally:
         torch.set_num_threads(before)
-    rounding = 2e-5 if dtype == torch.float32 else 8e-3  # one rounding of a result to bfloat16 is 2e-3
+    # One rounding of a result to bfloat16 is 2e-3. With a norm over as few as three values its gradient is a small
+    # difference of large numbers: 1.4e-2 was the largest seen in some thousand examples.
+    rounding = 5e-5 if dtype == torch.float32 else 4e-2
     for compiled, plain in zip(*results, strict=True):
         assert error(compiled, plain) < rounding
 
