@@ -3,20 +3,37 @@
 torch and everything that needs it is imported inside the commands, so that `--help` and `status` are quick.
 """
 
-import contextlib
-import enum
 import json
 import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from search.finale_cli import confirm_command, report_command, retrain_command
+from search.model_cli import export_command, predict_command
+from search.options import (
+    DataDir,
+    Device,
+    Form,
+    Format,
+    MaxRetrainEpochs,
+    Name,
+    Out,
+    Storage,
+    Workers,
+    WorkersPerGpu,
+    count_or_auto,
+    database,
+    interrupt,
+    refuse_absent,
+    terminal,
+)
 
 # Read by torch when it first allocates: large blocks in huge pages, a fifth of the time of a training step here.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -29,29 +46,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Search for the best block network, and an honest number for it.",
 )
-
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        help="Database URL (SQLite or PostgreSQL). Default: $SEARCH_STORAGE, else sqlite:///studies/search.db."
-    ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Folder that holds cifar-10-batches-py/. Default: $SEARCH_DATA_DIR, else a cache folder."),
-]
-Name = Annotated[str | None, typer.Option(help="Name of the study.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or cuda:N,M.")]
-
-
-class Form(enum.StrEnum):
-    """How a command prints what it found."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-Format = Annotated[Form, typer.Option("--format", help="How to print it.")]
 
 
 @app.callback()
@@ -82,35 +76,21 @@ def run_command(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of sampler and trainings.")] = None,
     no_finale: Annotated[bool, typer.Option("--no-finale", help="Stop after the search.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for outputs. Default: studies/NAME.")] = None,
+    out: Out = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs a trial.")] = None,
     train_images: Annotated[int | None, typer.Option(min=1, help="At most so many fit images a trial.")] = None,
-    max_retrain_epochs: Annotated[
-        int | None, typer.Option(min=1, help="At most so many epochs in the retrain.")
-    ] = None,
-    workers: Annotated[
-        str,
-        typer.Option(
-            help="Processes that train on this machine: auto (as --workers-per-gpu says, or one for every four cores) "
-            "or a number. 0: only watch, and do the finale; others work."
-        ),
-    ] = "auto",
-    workers_per_gpu: Annotated[
-        str,
-        typer.Option(
-            help="Workers that share a GPU, with --workers auto: a number, or auto: one, and up to three more where "
-            "the GPU, by nvidia-smi, is idle for much of the time and has memory left."
-        ),
-    ] = "auto",
+    max_retrain_epochs: MaxRetrainEpochs = None,
+    workers: Workers = "auto",
+    workers_per_gpu: WorkersPerGpu = "auto",
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve optuna-dashboard meanwhile.")] = False,
 ) -> None:
-    """Create or resume a study, work its budget off, retrain the winner and test it once."""
+    """Create or resume a study, work its budget off, confirm the best, retrain the winner, test it, report."""
     from search.run import RunOptions, run
     from search.view import summary_table, view
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    console = _console()
-    with _database(storage) as url:
+    signal.signal(signal.SIGTERM, interrupt)
+    console = terminal()
+    with database(storage) as url:
         options = RunOptions(
             storage=url,
             study=study,
@@ -126,8 +106,8 @@ def run_command(
             max_epochs=max_epochs,
             train_images=train_images,
             max_retrain_epochs=max_retrain_epochs,
-            workers=_count_or_auto("--workers", workers, least=0),
-            workers_per_gpu=_count_or_auto("--workers-per-gpu", workers_per_gpu, least=1),
+            workers=count_or_auto("--workers", workers, least=0),
+            workers_per_gpu=count_or_auto("--workers-per-gpu", workers_per_gpu, least=1),
             dashboard=dashboard,
         )
         with view(console) as show:
@@ -165,8 +145,8 @@ def worker_command(
     stop = Stop()
     stop.install()
     number = os.environ.get("SEARCH_WORKER_NUMBER")
-    with _database(storage) as url:
-        _refuse_absent(url)
+    with database(storage) as url:
+        refuse_absent(url)
         options = WorkerOptions(
             storage=url,
             name=name,
@@ -179,7 +159,7 @@ def worker_command(
             launcher=os.environ.get("SEARCH_WORKER_LAUNCHER"),
         )
         try:
-            with view(_console()) as show:
+            with view(terminal()) as show:
                 done = work(options, show, stop)
         except (StoppedError, StorageLostError) as error:
             if stop.cause is None:
@@ -204,13 +184,13 @@ def status(
     from search.summary import running_trials, summarise, workers_at
     from search.view import status_view
 
-    with _database(storage) as url:
-        _refuse_absent(url)
-        with opened(url) as database:
-            found = studies.load(database, name)
+    with database(storage) as url:
+        refuse_absent(url)
+        with opened(url) as there:
+            found = studies.load(there, name)
             record = studies.record_of(found)
             assert record is not None
-            ledger, study = ledgers.open_ledger(database, record.name, record.config.workers)
+            ledger, study = ledgers.open_ledger(there, record.name, record.config.workers)
 
             def look() -> dict[str, Any]:
                 running = {"running_trials": running_trials(study), "workers": workers_at(ledger)}
@@ -224,7 +204,7 @@ def status(
                     open_ = ledgers.is_open(ledger)
                     typer.echo(json.dumps(look(), indent=2))
                 return
-            console = _console()
+            console = terminal()
             if not watch:
                 console.print(status_view(look()))
                 return
@@ -252,11 +232,11 @@ def dashboard(
     from search.dashboard import serve
     from search.storage import opened
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    with _database(storage) as url:
-        _refuse_absent(url)
-        with opened(url) as database:
-            serve(database, out, host, port, ready=lambda address: typer.echo(f"dashboard: {address}"))
+    signal.signal(signal.SIGTERM, interrupt)
+    with database(storage) as url:
+        refuse_absent(url)
+        with opened(url) as there:
+            serve(there, out, host, port, ready=lambda address: typer.echo(f"dashboard: {address}"))
 
 
 @app.command()
@@ -276,7 +256,7 @@ def doctor(
     if form is Form.JSON:
         typer.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
-        console = _console()
+        console = terminal()
         colours = {"ok": "green", "warning": "yellow", "wrong": "red"}
         for finding in findings:
             console.print(f"[{colours[finding.level]}]{finding.level:8}[/] {finding.subject:8} ", end="")
@@ -310,54 +290,11 @@ def data_command(
     )
 
 
-@contextlib.contextmanager
-def _database(given: str | None) -> Iterator[Any]:
-    """The storage's URL; for ``postgres`` that of a PostgreSQL of our own, running for as long as it is needed."""
-    from search.storage import shown, storage_url
-
-    if (given or os.environ.get("SEARCH_STORAGE")) != "postgres":
-        yield storage_url(given)
-        return
-    from search.local_postgres import local_postgres
-
-    with local_postgres() as server:
-        typer.echo(
-            f"storage: {shown(server.url)} for other workers, with "
-            f"SEARCH_STORAGE_PASSWORD_FILE={server.password_file.resolve()}",
-            err=True,
-        )
-        yield server.url.set(password=server.password)
-
-
-def _count_or_auto(option: str, text: str, least: int) -> int | None:
-    from search.errors import UserError
-
-    if text == "auto":
-        return None
-    if not text.isdecimal() or not least <= int(text) <= MOST_WORKERS:
-        raise UserError(f"{option} takes auto or a number from {least} to {MOST_WORKERS}, not {text!r}")
-    return int(text)
-
-
-MOST_WORKERS = 1024
-
-
-def _refuse_absent(url: Any) -> None:
-    """Looking at a SQLite database must not create it."""
-    from search.errors import UserError
-
-    if url.drivername == "sqlite" and not Path(str(url.database)).exists():
-        raise UserError(f"no database {url.database}; `python -m search run` creates one")
-
-
-def _console() -> Console:
-    """Standard output; in a file or a pipe, lines are not broken at a terminal's width that is not there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+app.command("confirm")(confirm_command)
+app.command("retrain")(retrain_command)
+app.command("report")(report_command)
+app.command("predict")(predict_command)
+app.command("export")(export_command)
 
 
 def _this_command() -> str:

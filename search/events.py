@@ -7,6 +7,7 @@ from typing import Any, Literal
 from model.result import EpochResult
 from search.ledger import Budget
 
+Stage = Literal["search", "confirm"]
 Outcome = Literal["complete", "pruned", "infeasible", "failed", "handed back"]
 
 
@@ -31,11 +32,12 @@ class WorkerAt:
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """How the whole search stands, whoever works at it."""
+    """How the whole search, or its confirmation, stands, whoever works at it."""
 
     budget: Budget
     best: Best | None
     workers: tuple[WorkerAt, ...] = ()
+    stage: Stage = "search"
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,29 @@ class TrialFinished:
 
 @dataclass(frozen=True)
 class RetrainStarted:
-    """The winner's last training begins."""
+    """One of the winner's last trainings begins, or goes on after a kill; ``what`` says which."""
 
     trial: int
     epochs: int
     images: int
+    what: str
 
 
 @dataclass(frozen=True)
 class RetrainEpoch:
-    """The winner trained one epoch."""
+    """The winner trained one epoch.
 
+    Attributes:
+        started: of this training.
+        result: of the epoch.
+        left: seconds until the retrain is done, at least.
+        validated: whether the validation images were kept out of the training.
+    """
+
+    started: RetrainStarted
     result: EpochResult
-    epochs: int
+    left: float
+    validated: bool
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,37 @@
-"""``search run``: create or resume a study, see that its budget is worked off, retrain and test the winner.
+"""``search run``: create or resume a study, see that its budget is worked off, then confirm, retrain and test.
 
 The work itself is done by workers, processes of their own (`search.worker`): they go on when this process dies, and
 the same command finds them again.
 """
 
 import contextlib
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 import torch
 from sqlalchemy.engine import URL
 
 from data import source
 from data.folders import data_folder
 from data.split import load_split
-from model.device import describe_device, keep_freed_pages, resolve_devices
-from model.saved import write_json
+from model.device import resolve_devices
 from search import ledger as ledgers
 from search import study as studies
 from search.environment import environment
 from search.errors import UserError
-from search.events import Note, Show, TrialFinished
-from search.launch import LocalWorkers, Team, adopt_orphans, available_cores, dashboard, plan_devices, threads_each
-from search.ledger import Budget, Ledger, open_ledger
+from search.events import Note, Show
+from search.finale import Search, alone, confirm_best, publisher_of, retrain_winner, write_outcome
+from search.launch import adopt_orphans, dashboard
+from search.ledger import Ledger, open_ledger
 from search.outage import StorageLostError
-from search.publish import publish
-from search.retrain import retrain
+from search.stage import TeamOptions, assemble, wall_time, work_off
 from search.storage import PersistentStorage, exclusive, network_file_system, opened, shown
-from search.study import DIVISION_SEED, DatasetRecord, StudyRecord
+from search.study import DIVISION_SEED, FINALE, DatasetRecord, StudyRecord
 from search.study_file import StudyConfig, find_study
-from search.summary import FALLBACK_WARNING, summarise
-from search.watch import Watcher
+from search.summary import FALLBACK_WARNING
 from search.worker import NETWORK_WARNING
 from search.workers import listed
-
-POLL_SECONDS = 1.0
-"""How often `run` looks at its workers and at the study."""
-
-PUBLISH_SECONDS = 10.0
-"""How often the study's notes, pictures and graphs are brought up to date."""
 
 
 @dataclass(frozen=True)
@@ -101,40 +88,34 @@ def run(options: RunOptions, show: Show) -> RunEnd:
             record = _created(storage, name, options, devices[0], data_dir, show)
         ledger, study = open_ledger(storage, name, record.config.workers)
         storage.outage.tell = lambda text: show(Note(text))
+        if study.user_attrs.get(FINALE) != options.finale:
+            study.set_user_attr(FINALE, options.finale)
         show(Note(f"study {name!r}, {record.dataset.name}, {record.dataset.fit:,} fit and "
                   f"{record.dataset.validation:,} validation images; storage {shown(options.storage)}"))  # fmt: skip
         if record.dataset.fallback:
             show(Note(f"warning: {FALLBACK_WARNING}"))
-        publisher = _Publisher(study, record, ledger, out / "artifacts", shown(options.storage), show)
+        search = Search(storage, ledger, study, record, data_dir, out)
+        publisher = publisher_of(search, show)
+        crew = TeamOptions(tuple(map(str, devices)), options.workers, options.workers_per_gpu)
         shows = dashboard(options.storage, out, lambda text: show(Note(text)))
         with shows if options.dashboard else contextlib.nullcontext():
             try:
-                with _wall_time(study, show) as timed_show:
-                    team = _team(options, devices, name, data_dir, out)
-                    finished = _search(ledger, study, team, options.timeout, publisher.publish, timed_show)
+                with wall_time(study, show) as timed_show:
+                    team = assemble(crew, options.storage, name, data_dir, out)
+                    finished = work_off(ledger, study, team, "search", options.timeout, publisher.publish, timed_show)
                 if not finished and studies.best_trial(study) is None:
                     show(Note("the time was up before any trial ran to its end, so there is no finale"))
                 elif options.finale:
-                    with exclusive(options.storage, f"{name}.finale", wait=False) as mine:
+                    with alone(search, show) as mine:
                         if mine:
-                            _finale(study, record, devices[0], data_dir, out, options.max_retrain_epochs, show)
-                        else:
-                            show(Note("another run of this study is at its finale; this one leaves it to that"))
+                            confirm_best(search, crew, show)
+                            retrain_winner(search, devices[0], options.max_retrain_epochs, show)
             except BaseException:
                 with contextlib.suppress(StorageLostError):
-                    _write_summary(study, record, ledger, options.storage, out, publisher)
+                    write_outcome(search, publisher)
                 raise
-            summary = _write_summary(study, record, ledger, options.storage, out, publisher)
+            summary = write_outcome(search, publisher)
     return RunEnd(summary, out, finished)
-
-
-def _write_summary(
-    study: optuna.Study, record: StudyRecord, ledger: Ledger, storage: URL, out: Path, publisher: "_Publisher"
-) -> dict[str, Any]:
-    publisher.publish()
-    summary = summarise(study, record, ledger, shown(storage))
-    write_json(out / "summary.json", summary)
-    return summary
 
 
 def _created(
@@ -186,88 +167,6 @@ def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRec
         studies.update(study, record.config)
     ledgers.request(ledger, record.config.trials, len(record.config.start))
     return ledger
-
-
-def _team(options: RunOptions, devices: list[torch.device], name: str, data_dir: Path, out: Path) -> Team:
-    """The workers that this machine shall have."""
-    gpus = [str(device) for device in devices if device.type == "cuda"]
-    chosen = plan_devices(options.workers, gpus, options.workers_per_gpu or 1, available_cores())
-    shares_gpus = bool(gpus) and options.workers is None and options.workers_per_gpu is None
-    words = ("--name", name, "--data-dir", str(data_dir.resolve()), "--out", str(out.resolve()))
-    return Team(chosen, threads_each(len(chosen)), words, options.storage, out / "workers", shares_gpus)
-
-
-def _search(
-    ledger: Ledger,
-    study: optuna.Study,
-    team: Team,
-    timeout: float | None,
-    publish_now: Callable[[], None],
-    show: Show,
-) -> bool:
-    """Keep the workers at work until the budget is done (then True) or the time is up."""
-    deadline = time.monotonic() + timeout if timeout is not None else None
-    local = LocalWorkers(ledger, team, lambda text: show(Note(text)))
-    watcher = Watcher(ledger, study)
-    published = -math.inf
-    try:
-        while True:
-            count, rows, events = watcher.look()
-            for event in events:
-                show(event)
-            if not ledgers.is_open(ledger):
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            local.tend(rows, count.done, count.remaining)
-            if time.monotonic() - published > PUBLISH_SECONDS:
-                publish_now()
-                published = time.monotonic()
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        ledger.outage.leave()  # whoever wants to go does not wait for a database that is away
-        raise
-    finally:
-        local.stop()
-        with contextlib.suppress(StorageLostError):
-            for event in watcher.look()[2]:
-                show(event)
-
-
-def _finale(
-    study: optuna.Study,
-    record: StudyRecord,
-    device: torch.device,
-    data_dir: Path,
-    out: Path,
-    max_epochs: int | None,
-    show: Show,
-) -> None:
-    if device.type == "cpu":
-        keep_freed_pages()
-    show(Note(f"finale on {describe_device(device)}"))
-    split = load_split(record.dataset.name, data_dir, DIVISION_SEED, device)
-    with _wall_time(study, show):
-        retrain(study, record, split, data_dir, out, max_epochs, show)
-
-
-class _Publisher:
-    """Brings notes, pictures and graphs up to date, and says once what stands in the way."""
-
-    def __init__(
-        self, study: optuna.Study, record: StudyRecord, ledger: Ledger, folder: Path, storage_shown: str, show: Show
-    ) -> None:
-        self._study, self._record, self._ledger = study, record, ledger
-        self._folder, self._storage_shown, self._show = folder, storage_shown, show
-        self._told: set[str] = set()
-
-    def publish(self) -> None:
-        count: Budget = ledgers.budget(self._ledger)
-        warnings = publish(self._study, self._record, count.requested, count.waiting, self._folder, self._storage_shown)
-        for warning in warnings:
-            if warning not in self._told:
-                self._told.add(warning)
-                self._show(Note(f"warning: {warning}"))
 
 
 def _default_name(options: RunOptions, device: torch.device) -> str:
@@ -339,23 +238,3 @@ def _overridden(config: StudyConfig, options: RunOptions) -> StudyConfig:
     if options.seed is not None:
         changes["seed"] = options.seed
     return config.model_copy(update=changes)
-
-
-@contextmanager
-def _wall_time(study: optuna.Study, show: Show) -> Iterator[Show]:
-    """Add the time spent in here to the study's total, after every trial, so that a crash loses one at most."""
-    before, start = study.user_attrs.get("seconds", 0.0), time.monotonic()
-
-    def store() -> None:
-        study.set_user_attr("seconds", before + time.monotonic() - start)
-
-    def storing_show(event: Any) -> None:
-        if isinstance(event, TrialFinished):
-            store()
-        show(event)
-
-    try:
-        yield storing_show
-    finally:
-        with contextlib.suppress(StorageLostError):
-            store()

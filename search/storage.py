@@ -118,6 +118,8 @@ class PersistentStorage(RDBStorage):
     """
 
     def __init__(self, url: URL, engine_kwargs: dict[str, Any]) -> None:
+        self.location = url
+        """Its URL with the password, which only `shown` makes fit to be seen."""
         self.outage = Outage(shown(url))
         self._creation, self._gathering = threading.local(), threading.local()
         super().__init__(url.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)

@@ -1,5 +1,6 @@
 """Creating a study, finding it again, and refusing what does not belong to it."""
 
+import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,10 @@ from search.storage import study_names
 from search.study_file import PrunerConfig, StudyConfig, comparable_part
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+CONFIRM = ".confirm"
+"""Ends the name of the study that confirms another one's best configurations (`search.confirm`)."""
+FINALE = "finale"
+"""User attribute of a search: whether its end is followed by a confirmation and a retrain."""
 MAX_SEED = 2**31
 DIVISION_SEED = 0
 """Of the division into fit and validation images: one division for all studies, so that they can be compared."""
@@ -58,6 +63,8 @@ def check_name(name: str) -> str:
     """Refuse a name that could not be a folder's name everywhere."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot name a study: use letters, digits, '.', '_' and '-', at most 100")
+    if name.endswith(CONFIRM):
+        raise UserError(f"{name!r} cannot name a study: {CONFIRM!r} at the end stands for another one's confirmation")
     return name
 
 
@@ -78,12 +85,12 @@ def find(storage: RDBStorage, name: str) -> optuna.Study | None:
 
 
 def load(storage: RDBStorage, name: str | None) -> optuna.Study:
-    """An existing study by name, or the storage's only one.
+    """An existing study by name, or the storage's only search.
 
     Raises:
         UserError: there is none of that name, or several and no name was given.
     """
-    names = study_names(storage)
+    names = [one for one in study_names(storage) if one == name or not one.endswith(CONFIRM)]
     if name is None:
         if len(names) != 1:
             there = f"it has {', '.join(names)}; choose with --name" if names else "it has none yet"
@@ -210,12 +217,30 @@ def build_pruner(config: PrunerConfig) -> BasePruner:
     )
 
 
-def trial_seed(config: StudyConfig, slot: int) -> int:
-    """Seed of one configuration's weights and batches; every attempt at it has the same."""
+def is_audited(config: StudyConfig, slot: int) -> bool:
+    """Whether a configuration runs to its end also where the pruner would stop it; decided by seed and slot alone."""
+    return random.Random(f"{config.seed} {slot}").random() < config.pruner.audit
+
+
+def trial_seed(config: StudyConfig, slot: int, start: int | None = None) -> int:
+    """Seed of one configuration's weights and batches; every attempt at it has the same.
+
+    Args:
+        config: of the study.
+        slot: of the configuration.
+        start: index of the known good configuration that the slot begins with, if any.
+    """
+    if start is not None and start < len(config.start_seeds):
+        return config.start_seeds[start]
     return (config.seed * 1_000_003 + slot) % MAX_SEED
+
+
+def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The COMPLETE trials, the highest validation accuracy first; of equals the earliest."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: -(trial.value or 0.0))
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """The COMPLETE trial with the highest validation accuracy; of equals the earliest."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max(complete, key=lambda trial: trial.value or 0.0, default=None)
+    return next(iter(ranked_trials(study)), None)

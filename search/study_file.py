@@ -42,6 +42,9 @@ class PrunerConfig(_Table):
     """Trials that must have finished before any is stopped."""
     warmup_epochs: int = Field(default=2, ge=0)
     """Epochs that every trial may train: the first stop comes after this one."""
+    audit: float = Field(default=0.05, ge=0, le=1)
+    """Share of the configurations that run to their end also where the pruner would stop them, so that the report can
+    say how often it is wrong."""
 
 
 class WorkersConfig(_Table):
@@ -72,13 +75,31 @@ class WorkersConfig(_Table):
         return self.lost_after / 2
 
 
+class ConfirmConfig(_Table):
+    """``[confirm]``: the best configurations once more, at a trial's length, from fresh seeds."""
+
+    configurations: int = Field(default=5, ge=0, le=1000)
+    """So many of the best; 0 takes the search's best trial at its word."""
+    seeds: int = Field(default=3, ge=1, le=100)
+    """Trainings of each, one a seed; every configuration gets the same seeds."""
+
+
 class RetrainConfig(_Table):
-    """``[retrain]``: the winner's last training, on fit and validation images together."""
+    """``[retrain]``: the winner's last trainings."""
 
     epochs: int = Field(ge=1, le=100_000)
+    """Of the first training on the fit images; each further one is twice as long, until that no longer helps."""
+    max_epochs: int | None = Field(default=None, ge=1, le=100_000)
+    """No training is longer; absent: eight times ``epochs``."""
     max_minutes: float | None = Field(default=None, gt=0)
-    """Fewer epochs are taken, decided before the training starts from the winner's measured speed, where
-    ``epochs`` would take longer than this."""
+    """All these trainings together are planned to take no longer, at the speed that was measured."""
+    seeds: int = Field(default=3, ge=1, le=100)
+    """Final trainings at the length found, on fit and validation images together, each tested once."""
+
+    @property
+    def longest(self) -> int:
+        """Epochs of the longest training that may be tried."""
+        return max(self.epochs, 8 * self.epochs if self.max_epochs is None else self.max_epochs)
 
 
 class StudyConfig(_Table):
@@ -92,9 +113,12 @@ class StudyConfig(_Table):
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     workers: WorkersConfig = WorkersConfig()
+    confirm: ConfirmConfig = ConfirmConfig()
     retrain: RetrainConfig
     start: tuple[dict[str, bool | int | float | str], ...] = ()
     """``[[start]]``: known good configurations, tried first; names left out are sampled."""
+    start_seeds: tuple[int, ...] = ()
+    """Seed of each ``[[start]]``; absent: they get theirs as all configurations do."""
 
 
 def comparable_part(config: StudyConfig) -> dict[str, Any]:

@@ -6,11 +6,18 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from search.confirm import confirmation
 from search.ledger import WORKER, Ledger, budget
 from search.overhead import trials_overhead, workers_start_up
 from search.study import StudyRecord, best_trial
 from search.watch import worker_name
 from search.workers import listed
+
+RETRAIN_KEYS = (
+    "trial", "epochs", "converged", "stopped_by", "train_accuracy", "test_accuracy", "calibration_error", "parameters",
+    "flops", "latency", "seconds",
+)  # fmt: skip
+"""Of a study's attribute ``retrain``, what the summary tells."""
 
 FALLBACK_WARNING = (
     "CIFAR-10 was not to be had when this study began, so its scores are those of scikit-learn's 8x8 digits; "
@@ -44,9 +51,9 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
             "parameters": best.user_attrs["parameters"],
             "flops": best.user_attrs["flops"],
         },
-        "confirm": None,
-        "retrain": done
-        and {key: done[key] for key in ("trial", "epochs", "converged", "train_accuracy", "test_accuracy", "seconds")},
+        "confirm": confirmation(ledger.database, study),
+        "retrain": done and {key: done[key] for key in RETRAIN_KEYS},
+        "retrain_progress": study.user_attrs.get("retrain_progress"),
         "holdout_reads": len(study.user_attrs.get("holdout_reads", [])),
         "seconds": round(study.user_attrs.get("seconds", 0.0), 1),
         "trial_seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in trials), 1),

@@ -25,9 +25,12 @@ from search.seat import TrialResult
 from search.settings import TrialConfig, trial_config
 from search.space import sample
 from search.stop import Stop
-from search.study import trial_seed
+from search.study import is_audited, trial_seed
 from search.study_file import StudyConfig
 from search.workers import Heart, Progress
+
+WOULD_STOP = "would_stop"
+"""User attribute of an audited trial: the epoch after which the pruner would have stopped it."""
 
 
 def run_attempt(
@@ -54,7 +57,7 @@ def run_attempt(
     with _measured(attempt, device):
         with attempt.gathering():
             settings = sample(config.space, trial)
-            seed = trial_seed(config, attempt.lease.slot)
+            seed = trial_seed(config, attempt.lease.slot, attempt.lease.start)
             chosen = trial_config(settings, config.trial.epochs, seed, classes=len(split.classes))
             cost = count_cost(chosen.network)
             trial.set_user_attr("config", asdict(chosen))
@@ -65,13 +68,13 @@ def run_attempt(
         heart.progress = Progress(trial.number, 0, chosen.fit.epochs)
         curve: list[EpochResult] = []
         try:
-            return _train(attempt, chosen, split, checkpoints, heart, stop, show, curve)
+            return _train(attempt, config, chosen, split, checkpoints, heart, stop, show, curve)
         except BaseException:
             checkpoints.wait()  # whoever goes on with this trial may be about to read it
             raise
         finally:
             if curve:
-                attempt.notes["curve"] = [asdict(result) for result in curve]
+                attempt.notes["curve"] = [result.row() for result in curve]
                 speeds = sorted(result.images_per_second for result in curve)
                 # The median over epochs: the first one also warms up caches and kernels.
                 attempt.notes["images_per_second"] = round(speeds[len(speeds) // 2], 1)
@@ -79,6 +82,7 @@ def run_attempt(
 
 def _train(
     attempt: Attempt,
+    config: StudyConfig,
     chosen: TrialConfig,
     split: Split,
     checkpoints: CheckpointWriter,
@@ -101,13 +105,19 @@ def _train(
         else:
             show(Note(f"trial {trial.number} goes on after epoch {state.epoch}, from its last attempt's checkpoint"))
 
+    audited = is_audited(config, attempt.lease.slot)
+
     def stop_here(result: EpochResult) -> bool:
         """Whether the pruner stops the trial after this epoch, now reported."""
         trial.report(result.validation_accuracy, result.epoch)
         heart.progress = Progress(
             trial.number, result.epoch, epochs, result.validation_accuracy, round(result.images_per_second, 1)
         )
-        return result.epoch < epochs and trial.should_prune()
+        if result.epoch == epochs or WOULD_STOP in attempt.notes or not trial.should_prune():
+            return False
+        if audited:
+            attempt.notes[WOULD_STOP] = result.epoch
+        return not audited
 
     for result in curve[:-1]:
         trial.report(result.validation_accuracy, result.epoch)
@@ -121,7 +131,7 @@ def _train(
         curve.append(result)
         trained += result.seconds
         # Before the report, also of the last epoch: a database that is away must not cost an epoch.
-        checkpoints.save(network, state, {"identity": identity, "curve": [asdict(done) for done in curve]})
+        checkpoints.save(network, state, {"identity": identity, "curve": [done.row() for done in curve]})
         if heart.lost:
             raise LeaseLostError
         pruned = stop_here(result)

@@ -34,9 +34,9 @@ def view(console: Console) -> Iterator[Show]:
     if not console.is_terminal:
 
         def log(event: Event) -> None:
-            first = eta.progress is None
+            before = eta.progress
             eta.note(event)
-            if isinstance(event, SearchProgress) and not first:
+            if isinstance(event, SearchProgress) and before is not None and before.stage == event.stage:
                 return
             now = datetime.datetime.now().astimezone().strftime("%H:%M:%S")
             console.print(f"{now}  {log_line(event, eta)}", markup=False, highlight=False, soft_wrap=True)
@@ -52,7 +52,7 @@ def view(console: Console) -> Iterator[Show]:
             if isinstance(event, TrialFinished | Note | RetrainStarted):
                 # The picture below holds what a finished trial's log line says of the whole study.
                 if isinstance(event, TrialFinished):
-                    line = f"trial {event.number}: {_outcome_text(event)}"
+                    line = f"{eta.noun} {event.number}: {_outcome_text(event)}"
                 else:
                     line = log_line(event, eta)
                 live.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -70,8 +70,14 @@ class Eta:
     def note(self, event: Event) -> None:
         """Take in an event."""
         if isinstance(event, SearchProgress):
+            if self.progress is None or self.progress.stage != event.stage:
+                self._began = (time.monotonic(), event.budget.done)
             self.progress = event
-            self._began = self._began or (time.monotonic(), event.budget.done)
+
+    @property
+    def noun(self) -> str:
+        """What one training is called: in the confirmation, numbers are not those of the search's trials."""
+        return "confirming run" if self.progress is not None and self.progress.stage == "confirm" else "trial"
 
     def text(self) -> str:
         """Such as ``about 12 min left``; empty before the first trial has ended."""
@@ -91,7 +97,6 @@ class LiveScreen:
         self._trials: dict[int, tuple[TrialStarted, EpochFinished | None, float]] = {}
         self._retrain: RetrainStarted | None = None
         self._retrain_epoch: RetrainEpoch | None = None
-        self._since = time.monotonic()
 
     def note(self, event: Event) -> None:
         """Take in an event."""
@@ -105,7 +110,7 @@ class LiveScreen:
             case TrialFinished():
                 self._trials.pop(event.number, None)
             case RetrainStarted():
-                self._retrain, self._since = event, time.monotonic()
+                self._retrain, self._retrain_epoch = event, None
             case RetrainEpoch():
                 self._retrain_epoch = event
             case Note() | SearchProgress():
@@ -117,11 +122,11 @@ class LiveScreen:
         parts: list[RenderableType] = []
         if self._eta.progress:
             count = self._eta.progress.budget
-            parts.append(_bar("search", count.done, count.requested, self._eta.text()))
+            parts.append(_bar(self._eta.progress.stage, count.done, count.requested, self._eta.text()))
             parts.append(f"  {count.complete} complete, {count.pruned} pruned" + _failed(count))
         devices = {worker.trial: worker.device for worker in self._eta.progress.workers} if self._eta.progress else {}
         for started, epoch, since in list(self._trials.values())[:MOST_TRIALS_SHOWN]:
-            parts.append(f"  trial {started.number}: {escape(params_text(started.params))}")
+            parts.append(f"  {self._eta.noun} {started.number}: {escape(params_text(started.params))}")
             device = f", {devices[started.number]}" if started.number in devices and len(self._trials) > 1 else ""
             parts.append(f"    {_trial_progress(epoch, since)}{escape(device)}")
         if len(self._trials) > MOST_TRIALS_SHOWN:
@@ -130,9 +135,8 @@ class LiveScreen:
             parts.append(f"  best so far: {escape(best_text(self._eta.progress.best))}")
         if self._retrain:
             done = self._retrain_epoch.result.epoch if self._retrain_epoch else 0
-            elapsed = time.monotonic() - self._since
-            left = f"about {duration(elapsed / done * (self._retrain.epochs - done))} left" if done else ""
-            parts.append(_bar("retrain", done, self._retrain.epochs, left))
+            left = f"about {duration(self._retrain_epoch.left)} left" if self._retrain_epoch else ""
+            parts.append(_bar(f"retrain {self._retrain.what}", done, self._retrain.epochs, left))
             if self._retrain_epoch:
                 parts.append(f"  {escape(_retrain_text(self._retrain_epoch))}")
         return Group(*parts)
@@ -160,15 +164,19 @@ def log_line(event: Event, eta: Eta) -> str:
         case SearchProgress():
             count = event.budget
             best = f"; best so far: {best_text(event.best)}" if event.best else ""
-            return f"search: {count.done} of {count.requested} configurations done{best}"
+            what = "configurations" if event.stage == "search" else "trainings"
+            return f"{event.stage}: {count.done} of {count.requested} {what} done{best}"
         case TrialStarted():
-            return f"trial {event.number}: {params_text(event.params)} ({event.parameters:,} parameters)"
+            return f"{eta.noun} {event.number}: {params_text(event.params)} ({event.parameters:,} parameters)"
         case EpochFinished():
-            return f"trial {event.number}: {_epoch_text(event)}"
+            return f"{eta.noun} {event.number}: {_epoch_text(event)}"
         case TrialFinished():
-            return f"trial {event.number}: {_finished_text(event, eta)}"
+            return f"{eta.noun} {event.number}: {_finished_text(event, eta)}"
         case RetrainStarted():
-            return f"retrain: trial {event.trial}'s configuration, {event.epochs} epochs of {event.images:,} images"
+            return (
+                f"retrain {event.what}: trial {event.trial}'s configuration, "
+                f"{event.epochs} epochs of {event.images:,} images"
+            )
         case RetrainEpoch():
             return f"retrain: {_retrain_text(event)}"
         case Note():
@@ -200,9 +208,11 @@ def _finished_text(event: TrialFinished, eta: Eta) -> str:
 
 def _retrain_text(event: RetrainEpoch) -> str:
     result = event.result
+    validation = f"validation accuracy {percent(result.validation_accuracy)}  " if event.validated else ""
     return (
-        f"epoch {result.epoch}/{event.epochs}  train accuracy {percent(result.train_accuracy)}  "
-        f"loss {result.train_loss:.3f}  {result.images_per_second:,.0f} images/s  lr {result.lr:.2g}"
+        f"epoch {result.epoch}/{event.started.epochs}  {validation}train accuracy {percent(result.train_accuracy)}  "
+        f"loss {result.train_loss:.3f}  {result.images_per_second:,.0f} images/s  lr {result.lr:.2g}  "
+        f"about {duration(event.left)} left"
     )
 
 
@@ -257,11 +267,18 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             ("best", f"trial {best['trial']}: {accuracy} validation accuracy, {best['parameters']:,} parameters")
         )
         rows.append(("", params_text(best["params"])))
+    if confirmed := summary["confirm"]:
+        rows.append(("confirmed", confirmation_text(confirmed)))
     if done:
         accuracy = percent(done["train_accuracy"])
-        rows.append(("retrained", f"trial {done['trial']} for {done['epochs']} epochs: {accuracy} train accuracy"))
-        reads = _times(summary["holdout_reads"])
-        rows.append(("test accuracy", f"{percent(done['test_accuracy']['mean'])} (test images read {reads})"))
+        ended = {True: ", converged", False: f", not converged ({done['stopped_by']})", None: ""}[done["converged"]]
+        text = f"trial {done['trial']} for {done['epochs']} epochs{ended}: {accuracy} train accuracy"
+        rows.append(("retrained", text))
+        rows.append(("test accuracy", test_text(done["test_accuracy"], summary["holdout_reads"])))
+    elif progress := summary["retrain_progress"]:
+        left = duration(progress["eta_seconds"])
+        text = f"{progress['what']}: epoch {progress['epoch']} of {progress['epochs']}, about {left} left"
+        rows.append(("retraining", text))
     rows.append(("time", duration(summary["seconds"])))
     if overhead := summary["overhead"]:
         median = f"median {overhead['median_seconds']:.2f} s a trial"
@@ -277,6 +294,35 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for warning in summary["warnings"]:
         table.add_row("[yellow]warning[/yellow]", escape(warning))
     return table
+
+
+def test_text(test: Mapping[str, Any], reads: int) -> str:
+    """A test accuracy with its spread, and how often the test images were read for it."""
+    interval = f"95 % interval {percent(test['low'])} to {percent(test['high'])}"
+    if test["n"] == 1:
+        return (
+            f"{percent(test['mean'])} (one seed; {interval} by the number of images; test images read {_times(reads)})"
+        )
+    spread = f"{percent(test['mean'])} ± {100 * test['std']:.2f}"
+    return f"{spread} over {test['n']} seeds ({interval}; test images read {_times(reads)}, once a seed)"
+
+
+def confirmation_text(confirmed: Mapping[str, Any]) -> str:
+    """How a confirmation ended, or how far it is, in words."""
+    if confirmed["done"] < confirmed["runs"] or confirmed["winner"] is None:
+        return f"{confirmed['done']} of {confirmed['runs']} trainings done"
+    rows = {row["trial"]: row for row in confirmed["configurations"]}
+    winner = rows[confirmed["winner"]]
+    spread = f" ± {100 * winner['std']:.2f}" if winner["std"] is not None else ""
+    text = f"trial {winner['trial']}, {percent(winner['mean'])}{spread} over {winner['n']} seeds"
+    if confirmed["tie"]:
+        others = [str(number) for number in confirmed["tied"] if number != winner["trial"]]
+        text += f", a tie with trial{'s' if len(others) > 1 else ''} {', '.join(others)}, of which it is the cheapest"
+    if optimism := confirmed["optimism"]:
+        text += (
+            f"; the best score of the search flattered its configuration by {100 * optimism['difference']:+.2f} points"
+        )
+    return text
 
 
 def status_view(status: Mapping[str, Any]) -> RenderableType:

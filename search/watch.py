@@ -5,7 +5,17 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search.events import Best, EpochFinished, Event, Outcome, SearchProgress, TrialFinished, TrialStarted, WorkerAt
+from search.events import (
+    Best,
+    EpochFinished,
+    Event,
+    Outcome,
+    SearchProgress,
+    Stage,
+    TrialFinished,
+    TrialStarted,
+    WorkerAt,
+)
 from search.ledger import CAUSE, FAULT, Budget, Ledger, budget
 from search.study import best_trial
 from search.workers import WorkerRow, listed
@@ -14,8 +24,8 @@ from search.workers import WorkerRow, listed
 class Watcher:
     """Turns a study's changes into events. What had ended before the first look is not told again."""
 
-    def __init__(self, ledger: Ledger, study: optuna.Study) -> None:
-        self._ledger, self._study = ledger, study
+    def __init__(self, ledger: Ledger, study: optuna.Study, stage: Stage = "search") -> None:
+        self._ledger, self._study, self._stage = ledger, study, stage
         self._reported: dict[int, int] = {}
         """Trials under way: the last epoch that was told of."""
         trials = study.get_trials(deepcopy=False)
@@ -27,7 +37,8 @@ class Watcher:
         speeds = {row.progress["trial"]: row.progress["images_per_second"] for row in rows if row.progress}
         trials = self._study.get_trials(deepcopy=False)
         count = budget(self._ledger)
-        events: list[Event] = [SearchProgress(count, best_so_far(self._study), _at_work(rows))]
+        best = best_so_far(self._study) if self._stage == "search" else None
+        events: list[Event] = [SearchProgress(count, best, _at_work(rows), self._stage)]
         for trial in trials:
             if trial.number not in self._settled and trial.state != TrialState.WAITING:
                 events += self._changes(trial, speeds.get(trial.number))

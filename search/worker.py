@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -17,9 +17,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL
 
+from search import confirm, workers
 from search import ledger as ledgers
 from search import study as studies
-from search import workers
 from search.environment import differences, environment
 from search.errors import RunError, first_line
 from search.events import Note, Outcome, Show, TrialFinished
@@ -39,7 +39,8 @@ from search.overhead import OVERHEAD, Overhead
 from search.process import this_process
 from search.seat import Seat
 from search.stop import Stop, StoppedError
-from search.storage import network_file_system, opened
+from search.storage import PersistentStorage, network_file_system, opened
+from search.study import FINALE
 from search.study_file import StudyConfig
 from search.workers import Heart
 
@@ -86,6 +87,9 @@ def take_training_seat(ledger: Ledger, study: optuna.Study, worker: str, options
 def work(options: WorkerOptions, show: Show, stop: Stop, take_seat: TakeSeat = take_training_seat) -> int:
     """Work until the budget is done, or ``max_trials`` are, or somebody wants this process to go.
 
+    A worker that comes from elsewhere goes on with the study's confirmation where the study has one; `run` starts
+    workers of its own for that.
+
     Returns:
         the number of configurations that this worker finished.
 
@@ -96,25 +100,46 @@ def work(options: WorkerOptions, show: Show, stop: Stop, take_seat: TakeSeat = t
     """
     with opened(options.storage) as storage:
         found = studies.load(storage, options.name)
-        record = studies.record_of(found)
-        assert record is not None  # load refuses a study without one
-        _check_code(found, show)
-        if kind := network_file_system(options.storage):
-            show(Note(f"warning: {NETWORK_WARNING.format(kind=kind)}"))
-        ledger, study = ledgers.open_ledger(storage, record.name, record.config.workers)
-        ledger.outage.tell = lambda text: show(Note(text))
-        stop.hurry(ledger.outage)
-        worker = workers.register(ledger, this_process(), options.number, options.launcher)
-        farewell = "the budget is done"
-        try:
-            with Heart(ledger, worker, lambda slots: show(Note(_wait_again(slots)))) as heart:
-                stop.last_resort = lambda cause: _abandon(ledger, worker, heart.taken, cause)
-                return _work(ledger, study, worker, heart, options, show, stop, take_seat)
-        except BaseException as error:
-            farewell = first_line(error)
-            raise
-        finally:
-            _leave(ledger, worker, farewell)
+        done = _work_at(storage, found, options, show, stop, take_seat)
+        if done == options.max_trials or options.number is not None or not found.user_attrs.get(FINALE):
+            return done
+        confirming = confirm.prepare(storage, found)
+        if confirming is None:
+            return done
+        left = None if options.max_trials is None else options.max_trials - done
+        options = replace(options, name=confirming.name, out=options.out / "confirm", max_trials=left)
+        found = studies.load(storage, confirming.name)
+        return done + _work_at(storage, found, options, show, stop, take_seat)
+
+
+def _work_at(
+    storage: PersistentStorage,
+    found: optuna.Study,
+    options: WorkerOptions,
+    show: Show,
+    stop: Stop,
+    take_seat: TakeSeat,
+) -> int:
+    """Work one study's budget off."""
+    record = studies.record_of(found)
+    assert record is not None  # load refuses a study without one
+    _check_code(found, show)
+    if kind := network_file_system(options.storage):
+        show(Note(f"warning: {NETWORK_WARNING.format(kind=kind)}"))
+    ledger, study = ledgers.open_ledger(storage, record.name, record.config.workers)
+    ledger.outage.tell = lambda text: show(Note(text))
+    stop.hurry(ledger.outage)
+    worker = workers.register(ledger, this_process(), options.number, options.launcher)
+    farewell = "the budget is done"
+    try:
+        with Heart(ledger, worker, lambda slots: show(Note(_wait_again(slots)))) as heart:
+            stop.last_resort = lambda cause: _abandon(ledger, worker, heart.taken, cause)
+            return _work(ledger, study, worker, heart, options, show, stop, take_seat)
+    except BaseException as error:
+        farewell = first_line(error)
+        raise
+    finally:
+        _leave(ledger, worker, farewell)
 
 
 NETWORK_WARNING = (

@@ -42,8 +42,14 @@ precision = "float32"
 [sampler]
 startup_trials = 3
 
+[confirm]
+configurations = 2
+seeds = 1
+
 [retrain]
 epochs = 2
+max_epochs = 2
+seeds = 1
 
 [[start]]
 blocks = 2
@@ -123,7 +129,7 @@ class ThreadChild:
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are threads of this process."""
     monkeypatch.setattr("search.launch.spawn", ThreadChild)
-    monkeypatch.setattr("search.run.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("search.stage.POLL_SECONDS", 0.05)
     monkeypatch.setattr("search.worker.POLL_SECONDS", 0.05)
 
 

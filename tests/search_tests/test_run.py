@@ -42,7 +42,8 @@ def test_from_nothing_to_a_retrained_model(search: Command, tiny: Path, home: Pa
     folder = home / "studies" / "tiny" / "best"
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "metrics.json"}
     assert load_model(folder).classes == tuple("0123456789")
-    assert len(json.loads((folder / "metrics.json").read_text())["curve"]) == 2
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(metrics["runs"][0]["curve"]) == len(metrics["watched"][0]["curve"]) == 2
 
 
 def test_plain_optuna_reads_the_study(search: Command, tiny: Path, home: Path) -> None:
@@ -104,7 +105,11 @@ def test_another_trial_length_is_refused_with_the_difference(search: Command, ti
 
 def test_budget_pruner_and_retrain_may_change(search: Command, tiny: Path, home: Path) -> None:
     search("run", "--study", tiny, *DIGITS, "--trials", 1, "--no-finale")
-    tiny.write_text(tiny.read_text().replace("[retrain]\nepochs = 2", "[pruner]\nkind = 'none'\n[retrain]\nepochs = 1"))
+    tiny.write_text(
+        tiny.read_text().replace(
+            "[retrain]\nepochs = 2\nmax_epochs = 2", "[pruner]\nkind = 'none'\n[retrain]\nepochs = 1\nmax_epochs = 1"
+        )
+    )
     ended = search("run", "--study", tiny, *DIGITS, "--trials", 2)
     assert ended.status == 0, ended.err
     assert summary(home)["retrain"]["epochs"] == 1  # type: ignore[index]

@@ -20,6 +20,7 @@ from search.ledger import Budget
 from search.view import Eta, LiveScreen, duration, view
 
 EPOCH = EpochResult(2, 1.25, 0.5, 1.0, 0.625, 1234.0, 0.05, 3.0)
+RETRAIN = RetrainStarted(3, 7, 50_000, "on all training images, 1 of 2")
 BEST = Best(3, 0.75, 1_000_000)
 
 
@@ -36,8 +37,9 @@ EVENTS: list[Event] = [
     TrialStarted(5, {"lr": 0.1}, 1000, 5),
     TrialFinished(5, "failed", None, 0, 1.0, "out of memory"),
     Note("something [to] know"),
-    RetrainStarted(3, 7, 50_000),
-    RetrainEpoch(EPOCH, 7),
+    RETRAIN,
+    RetrainEpoch(RETRAIN, EPOCH, 75.0, validated=False),
+    RetrainEpoch(RETRAIN, EPOCH, 75.0, validated=True),
 ]
 
 
@@ -55,7 +57,26 @@ def test_without_a_terminal_every_event_is_a_line() -> None:
     assert lines[3].endswith("left")
     assert lines[5].startswith("trial 5: failed (out of memory), 1 s; 2/8 done")
     assert lines[6] == "something [to] know"
+    begun = "retrain on all training images, 1 of 2: trial 3's configuration, 7 epochs of 50,000 images"
+    assert lines[7] == begun
     assert lines[8].startswith("retrain: epoch 2/7  train accuracy 50.00 %")
+    assert lines[9].startswith("retrain: epoch 2/7  validation accuracy 62.50 %  train accuracy 50.00 %")
+    assert lines[9].endswith("about 1 min 15 s left")
+
+
+def test_the_confirmations_runs_are_not_called_trials() -> None:
+    out = io.StringIO()
+    with view(Console(file=out, width=200)) as show:
+        for event in (
+            SearchProgress(counted(8), BEST),
+            SearchProgress(counted(0), None, stage="confirm"),
+            *EVENTS[1:3],
+        ):
+            show(event)
+    lines = [line.partition("  ")[2] for line in out.getvalue().splitlines()]
+    assert lines[1] == "confirm: 0 of 8 trainings done"
+    assert lines[2].startswith("confirming run 4: lr 0.1235")
+    assert lines[3].startswith("confirming run 4: epoch 2/5")
 
 
 def test_a_terminal_shows_a_live_picture() -> None:
@@ -76,7 +97,8 @@ def test_a_terminal_shows_a_live_picture() -> None:
     assert "trial 4" not in pictures[4]
     assert "best so far: trial 3, 75.00 %" in pictures[4]
     assert "2/7" in pictures[9]
-    assert "left" in pictures[9]
+    assert "retrain on all training images, 1 of 2" in pictures[9]
+    assert "about 1 min 15 s left" in pictures[9]
 
 
 def test_the_picture_names_each_trials_device_where_there_are_several() -> None:

@@ -1,0 +1,172 @@
+"""Confirmation: the best configurations of a search once more, over fresh seeds, before one is called the winner.
+
+The best of many noisy scores flatters itself. So the best configurations are trained again at a trial's full length,
+each from the same few seeds that the search has not used, and compared on the validation images.
+
+These trainings are a study of their own, NAME.confirm, in the same storage: every configuration and seed is a slot of
+its budget, so all that holds of a search (exact budget, leases, retries, any number of workers on any machines) holds
+of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from search import ledger as ledgers
+from search import study as studies
+from search.comparison import Candidate, Comparison, compare
+from search.ledger import START, open_ledger
+from search.storage import PersistentStorage, exclusive
+from search.study import CONFIRM, MAX_SEED, StudyRecord, ranked_trials
+from search.study_file import PrunerConfig, SamplerConfig, StudyConfig
+
+ENTRIES = "confirms"
+"""User attribute of a confirming study: for each slot the trial of the search that it repeats, and the seed."""
+
+FIRST_SEED = 700_001
+
+
+def name_of(name: str) -> str:
+    """The study that confirms a search."""
+    return f"{name}{CONFIRM}"
+
+
+def seeds_of(config: StudyConfig) -> tuple[int, ...]:
+    """Seeds of the confirmation; no configuration of the search has one of them (`search.study.trial_seed`)."""
+    return tuple((config.seed * 1_000_003 + FIRST_SEED + row) % MAX_SEED for row in range(config.confirm.seeds))
+
+
+def best_configurations(study: optuna.Study, most: int) -> list[FrozenTrial]:
+    """The best COMPLETE trials of a search, best first, each configuration once."""
+    chosen: list[FrozenTrial] = []
+    for trial in ranked_trials(study):
+        if len(chosen) == most:
+            break
+        if all(trial.params != other.params for other in chosen):
+            chosen.append(trial)
+    return chosen
+
+
+def prepare(storage: PersistentStorage, study: optuna.Study) -> StudyRecord | None:
+    """Create the study that confirms a search, or give it what it lacks; anyone may, any number of times.
+
+    Args:
+        storage: open.
+        study: the search, which should be done.
+
+    Returns:
+        the confirming study, or None where there is nothing to confirm.
+    """
+    record = studies.record_of(study)
+    assert record is not None
+    with exclusive(storage.location, f"{record.name}.creation"):
+        best = best_configurations(study, record.config.confirm.configurations)
+        if not best:
+            return None
+        found = studies.find(storage, name_of(record.name))
+        entries: list[dict[str, Any]] = list(found.user_attrs.get(ENTRIES, [])) if found else []
+        for trial in best:
+            for seed in seeds_of(record.config):
+                entry = {"trial": trial.number, "seed": seed, "params": trial.params}
+                if entry not in entries:
+                    entries.append(entry)
+        confirming = StudyRecord(name_of(record.name), _definition(record.config, entries), record.dataset)
+        if found is None or ENTRIES not in found.user_attrs or studies.record_of(found) != confirming:
+            found = studies.create(storage, confirming, study.user_attrs["environment"])
+            found.set_user_attr(ENTRIES, entries)
+        # Also where nothing is new: whoever created the study may have died before this.
+        ledger, _ = open_ledger(storage, confirming.name, confirming.config.workers)
+        ledgers.request(ledger, len(entries), len(entries))
+        return confirming
+
+
+def _definition(config: StudyConfig, entries: Sequence[Mapping[str, Any]]) -> StudyConfig:
+    return config.model_copy(
+        update={
+            "trials": len(entries),
+            "sampler": SamplerConfig(kind="random"),  # all parameters are given
+            "pruner": PrunerConfig(kind="none"),
+            "start": tuple(dict(entry["params"]) for entry in entries),
+            "start_seeds": tuple(entry["seed"] for entry in entries),
+        }
+    )
+
+
+def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | None:
+    """How the confirmation of a search stands; None before it has begun.
+
+    Returns:
+        study: its name. runs, done: trainings in all, and those that have ended.
+        seeds: that every configuration gets.
+        configurations: best mean first, each with ``trial``, ``params``, ``parameters``, ``flops``,
+            ``search_accuracy``, ``accuracies`` by seed, ``mean``, ``std``, ``n``, and ``behind``: the difference of the
+            best mean and this one, with its 95 % interval.
+        noise, noise_of_difference: see `search.comparison.Comparison`.
+        best_mean, winner, tie, tied: trials of the search.
+        optimism: the best trial's score in the search beside its confirmed mean.
+    """
+    record = studies.record_of(study)
+    assert record is not None
+    found = studies.find(storage, name_of(record.name))
+    if found is None or ENTRIES not in found.user_attrs:
+        return None
+    entries = found.user_attrs[ENTRIES]
+    ended = found.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    scores: dict[int, dict[int, float]] = {}
+    for trial in ended:
+        entry = entries[trial.user_attrs[START]]
+        # Where a configuration broke twice, its slot has drawn another one.
+        if trial.state == TrialState.COMPLETE and trial.value is not None and trial.params == entry["params"]:
+            scores.setdefault(entry["trial"], {})[entry["seed"]] = trial.value
+    best = best_configurations(study, record.config.confirm.configurations)
+    trials = {trial.number: trial for trial in best}
+    seeds = seeds_of(record.config)
+    candidates = [
+        Candidate(number, trial.user_attrs["flops"], {s: v for s, v in scores.get(number, {}).items() if s in seeds})
+        for number, trial in trials.items()
+    ]
+    result = compare(candidates, seeds)
+    return {
+        "study": name_of(record.name),
+        "runs": len(entries),
+        "done": len(ended),
+        "seeds": list(seeds),
+        "configurations": [_row(trials[one.key], one, result) for one in result.ranked],
+        "noise": result.noise,
+        "noise_of_difference": result.noise_of_difference,
+        "best_mean": result.ranked[0].key if result.tied else None,
+        "winner": result.winner,
+        "tie": len(result.tied) > 1,
+        "tied": list(result.tied),
+        "optimism": _optimism(best[0], candidates) if best else None,
+    }
+
+
+def _row(trial: FrozenTrial, candidate: Candidate, result: Comparison) -> dict[str, Any]:
+    behind = result.behind.get(candidate.key)
+    margin = result.margin
+    return {
+        "trial": trial.number,
+        "params": trial.params,
+        "parameters": trial.user_attrs["parameters"],
+        "flops": trial.user_attrs["flops"],
+        "search_accuracy": trial.value,
+        "accuracies": {str(seed): score for seed, score in candidate.scores.items()},
+        "mean": candidate.mean,
+        "std": candidate.std,
+        "n": len(candidate.scores),
+        "behind": None
+        if behind is None or margin is None or candidate.key == result.ranked[0].key
+        else {"mean": behind, "low": behind - margin, "high": behind + margin},
+    }
+
+
+def _optimism(best: FrozenTrial, candidates: Sequence[Candidate]) -> dict[str, Any] | None:
+    """By how much the search's best score flatters its configuration."""
+    mean = next((one.mean for one in candidates if one.key == best.number), None)
+    if mean is None or best.value is None:
+        return None
+    return {"trial": best.number, "score": best.value, "confirmed": mean, "difference": best.value - mean}

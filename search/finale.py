@@ -1,0 +1,147 @@
+"""The finale of a search, from the best trials to an honest number: confirm, retrain, test, report.
+
+Each part can be asked for by itself, goes on where it was interrupted, and does nothing where it is done already.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from data.split import Split, load_split
+from model.device import describe_device, keep_freed_pages
+from model.saved import write_json
+from search import confirm, retrain
+from search import study as studies
+from search.errors import RunError, UserError
+from search.events import Note, Show
+from search.launch import adopt_orphans
+from search.ledger import Ledger, open_ledger
+from search.stage import Publisher, TeamOptions, assemble, wall_time, work_off
+from search.storage import PersistentStorage, exclusive, shown
+from search.study import DIVISION_SEED, StudyRecord
+from search.summary import summarise
+from search.view import confirmation_text
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search whose storage is open.
+
+    Attributes:
+        storage: open.
+        ledger, study, record: of the search.
+        data_dir: that holds its images.
+        out: its outputs.
+    """
+
+    storage: PersistentStorage
+    ledger: Ledger
+    study: optuna.Study
+    record: StudyRecord
+    data_dir: Path
+    out: Path
+
+
+def found(storage: PersistentStorage, name: str | None, data_dir: Path, out: Path | None) -> Search:
+    """A search by its name.
+
+    Raises:
+        UserError: there is none, or this code reads it differently.
+    """
+    study = studies.load(storage, name)
+    studies.refuse_other_reading(study)
+    record = studies.record_of(study)
+    assert record is not None  # load refuses a study without one
+    if record.name.endswith(studies.CONFIRM):
+        raise UserError(f"{record.name!r} is a confirmation; name the study that it confirms")
+    ledger, study = open_ledger(storage, record.name, record.config.workers)
+    return Search(storage, ledger, study, record, data_dir, out or Path("studies") / record.name)
+
+
+@contextlib.contextmanager
+def alone(search: Search, show: Show) -> Iterator[bool]:
+    """Hold a search's finale for as long as the context lasts; False where another process holds it."""
+    with exclusive(search.storage.location, f"{search.record.name}.finale", wait=False) as mine:
+        if not mine:
+            show(Note("another process is at this study's finale; this one leaves it to that"))
+        yield mine
+
+
+def confirm_best(search: Search, team: TeamOptions, show: Show) -> dict[str, Any] | None:
+    """Train the best configurations again over fresh seeds, with workers of this machine and whoever else comes.
+
+    Returns:
+        `search.confirm.confirmation`; None where the study file asks for none.
+
+    Raises:
+        RunError: no trial has completed.
+    """
+    if studies.best_trial(search.study) is None:
+        raise RunError("no trial ran to its end, so there is nothing to confirm; raise --trials")
+    confirming = confirm.prepare(search.storage, search.study)
+    if confirming is None:
+        return None
+    ledger, study = open_ledger(search.storage, confirming.name, confirming.config.workers)
+    adopt_orphans(ledger)
+    place = shown(search.storage.location)
+    publisher = Publisher(study, confirming, ledger, search.out / "artifacts", place, show)
+    whole = assemble(team, search.storage.location, confirming.name, search.data_dir, search.out / "confirm")
+    with wall_time(search.study, show) as timed:
+        work_off(ledger, study, whole, "confirm", None, publisher.publish, timed)
+    publisher.publish()
+    result = confirm.confirmation(search.storage, search.study)
+    assert result is not None
+    show(Note(f"confirmed: {confirmation_text(result)}"))
+    return result
+
+
+def retrain_winner(search: Search, device: torch.device, max_epochs: int | None, show: Show) -> dict[str, Any]:
+    """Retrain the winner of the confirmation, or the best trial where there was none; test and save it.
+
+    Raises:
+        UserError, DataError: not the study's images.
+        RunError: no trial has completed, or the training diverged.
+    """
+    if device.type == "cpu":
+        keep_freed_pages()
+    show(Note(f"retrain on {describe_device(device)}"))
+    split = images(search, device)
+    confirmed = confirm.confirmation(search.storage, search.study)
+    with wall_time(search.study, show):
+        return retrain.retrain(
+            search.study, search.record, confirmed, split, search.data_dir, search.out, max_epochs, show
+        )
+
+
+def publisher_of(search: Search, show: Show) -> Publisher:
+    """What brings a search's part of the dashboard up to date."""
+    place = shown(search.storage.location)
+    return Publisher(search.study, search.record, search.ledger, search.out / "artifacts", place, show)
+
+
+def write_outcome(search: Search, publisher: Publisher) -> dict[str, Any]:
+    """Bring the dashboard, ``summary.json`` and the report up to date.
+
+    Returns:
+        the summary.
+    """
+    publisher.publish()
+    summary = summarise(search.study, search.record, search.ledger, shown(search.storage.location))
+    write_json(search.out / "summary.json", summary)
+    return summary
+
+
+def images(search: Search, device: torch.device) -> Split:
+    """The search's images, on a device.
+
+    Raises:
+        UserError, DataError: they are absent, damaged or others.
+    """
+    split = load_split(search.record.dataset.name, search.data_dir, DIVISION_SEED, device)
+    studies.refuse_other_data(search.record, split.fingerprint)
+    return split

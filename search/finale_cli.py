@@ -1,0 +1,110 @@
+"""The commands of the finale, each for itself: words into plain options, as in `search.cli`, which holds them."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from search.options import (
+    DataDir,
+    Device,
+    MaxRetrainEpochs,
+    Name,
+    Out,
+    Storage,
+    Workers,
+    WorkersPerGpu,
+    count_or_auto,
+    database,
+    interrupt,
+    refuse_absent,
+    terminal,
+)
+
+if TYPE_CHECKING:
+    from search.finale import Search
+
+
+def confirm_command(
+    name: Name = None,
+    storage: Storage = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Out = None,
+    workers: Workers = "auto",
+    workers_per_gpu: WorkersPerGpu = "auto",
+) -> None:
+    """Train a search's best configurations again over fresh seeds, and choose the winner."""
+    from model.device import resolve_devices
+    from search.finale import alone, confirm_best
+    from search.stage import TeamOptions
+    from search.view import view
+
+    devices = tuple(map(str, resolve_devices(device)))
+    team = TeamOptions(
+        devices,
+        count_or_auto("--workers", workers, least=0),
+        count_or_auto("--workers-per-gpu", workers_per_gpu, least=1),
+    )
+    with _search(name, storage, data_dir, out) as search, view(terminal()) as show, alone(search, show) as mine:
+        if mine:
+            confirm_best(search, team, show)
+    _tell_outcome(search)
+
+
+def retrain_command(
+    name: Name = None,
+    storage: Storage = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Out = None,
+    max_retrain_epochs: MaxRetrainEpochs = None,
+) -> None:
+    """Retrain a search's winner to convergence, test it once a seed, and save it."""
+    from model.device import resolve_devices
+    from search.finale import alone, retrain_winner
+    from search.view import view
+
+    chosen = resolve_devices(device)[0]
+    with _search(name, storage, data_dir, out) as search, view(terminal()) as show, alone(search, show) as mine:
+        if mine:
+            retrain_winner(search, chosen, max_retrain_epochs, show)
+    _tell_outcome(search)
+
+
+def report_command(name: Name = None, storage: Storage = None, out: Out = None) -> None:
+    """Write report.html and report.md of a study, also of one that is running."""
+    with _search(name, storage, None, out) as search:
+        pass
+    _tell_outcome(search)
+
+
+@contextlib.contextmanager
+def _search(name: str | None, storage: str | None, data_dir: Path | None, out: Path | None) -> Iterator["Search"]:
+    """A study, opened; behind the context its summary and report are written."""
+    from data.folders import data_folder
+    from search.finale import found, publisher_of, write_outcome
+    from search.storage import opened
+
+    signal.signal(signal.SIGTERM, interrupt)
+    with database(storage) as url:
+        refuse_absent(url)
+        with opened(url) as opened_storage:
+            search = found(opened_storage, name, data_folder(data_dir), out)
+            try:
+                yield search
+            finally:
+                write_outcome(search, publisher_of(search, _echo))
+
+
+def _echo(event: object) -> None:
+    typer.echo(getattr(event, "text", ""))
+
+
+def _tell_outcome(search: "Search") -> None:
+    for label, path in (("report", "report.html"), ("summary", "summary.json"), ("model", "best")):
+        if (search.out / path).exists():
+            typer.echo(f"{label}: {search.out / path}")

@@ -1,0 +1,104 @@
+"""Options that several commands have, and what they all do with them."""
+
+import contextlib
+import enum
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Database URL (SQLite or PostgreSQL). Default: $SEARCH_STORAGE, else sqlite:///studies/search.db."
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder that holds cifar-10-batches-py/. Default: $SEARCH_DATA_DIR, else a cache folder."),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the study.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or cuda:N,M.")]
+
+
+class Form(enum.StrEnum):
+    """How a command prints what it found."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Workers = Annotated[
+    str,
+    typer.Option(
+        help="Processes that train on this machine: auto (as --workers-per-gpu says, or one for every four cores) "
+        "or a number. 0: only watch; others work."
+    ),
+]
+WorkersPerGpu = Annotated[
+    str,
+    typer.Option(
+        help="Workers that share a GPU, with --workers auto: a number, or auto: one, and up to three more where "
+        "the GPU, by nvidia-smi, is idle for much of the time and has memory left."
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for outputs. Default: studies/NAME.")]
+MaxRetrainEpochs = Annotated[
+    int | None, typer.Option(min=1, help="No training of the retrain is longer. Default: as the study file says.")
+]
+Format = Annotated[Form, typer.Option("--format", help="How to print it.")]
+
+
+@contextlib.contextmanager
+def database(given: str | None) -> Iterator[Any]:
+    """The storage's URL; for ``postgres`` that of a PostgreSQL of our own, running for as long as it is needed."""
+    from search.storage import shown, storage_url
+
+    if (given or os.environ.get("SEARCH_STORAGE")) != "postgres":
+        yield storage_url(given)
+        return
+    from search.local_postgres import local_postgres
+
+    with local_postgres() as server:
+        typer.echo(
+            f"storage: {shown(server.url)} for other workers, with "
+            f"SEARCH_STORAGE_PASSWORD_FILE={server.password_file.resolve()}",
+            err=True,
+        )
+        yield server.url.set(password=server.password)
+
+
+def count_or_auto(option: str, text: str, least: int) -> int | None:
+    """A number of workers; None for ``auto``."""
+    from search.errors import UserError
+
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not least <= int(text) <= MOST_WORKERS:
+        raise UserError(f"{option} takes auto or a number from {least} to {MOST_WORKERS}, not {text!r}")
+    return int(text)
+
+
+MOST_WORKERS = 1024
+
+
+def refuse_absent(url: Any) -> None:
+    """Looking at a SQLite database must not create it."""
+    from search.errors import UserError
+
+    if url.drivername == "sqlite" and not Path(str(url.database)).exists():
+        raise UserError(f"no database {url.database}; `python -m search run` creates one")
+
+
+def terminal() -> Console:
+    """Standard output; in a file or a pipe, lines are not broken at a terminal's width that is not there."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def interrupt(*_: object) -> None:
+    """What SIGTERM does to a command that works: the same as Ctrl-C."""
+    raise KeyboardInterrupt

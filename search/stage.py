@@ -1,0 +1,129 @@
+"""One stage of a run: a study whose budget this machine's workers, and whoever else comes, work off."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from sqlalchemy.engine import URL
+
+from search import ledger as ledgers
+from search.events import Note, Show, Stage, TrialFinished
+from search.launch import LocalWorkers, Team, available_cores, plan_devices, threads_each
+from search.ledger import Budget, Ledger
+from search.outage import StorageLostError
+from search.publish import publish
+from search.study import StudyRecord
+from search.watch import Watcher
+
+POLL_SECONDS = 1.0
+"""How often `run` looks at its workers and at the study."""
+
+PUBLISH_SECONDS = 10.0
+"""How often the study's notes, pictures and graphs are brought up to date."""
+
+
+@dataclass(frozen=True)
+class TeamOptions:
+    """The workers that this machine shall have.
+
+    Attributes:
+        devices: that may be used, such as ``cuda:0``.
+        workers: their number; None: as the devices suggest.
+        per_gpu: workers that share a GPU; None: as is measured.
+    """
+
+    devices: tuple[str, ...]
+    workers: int | None = None
+    per_gpu: int | None = None
+
+
+def assemble(options: TeamOptions, storage: URL, name: str, data_dir: Path, out: Path) -> Team:
+    """The team that works at a study."""
+    gpus = [device for device in options.devices if device.startswith("cuda")]
+    chosen = plan_devices(options.workers, gpus, options.per_gpu or 1, available_cores())
+    shares_gpus = bool(gpus) and options.workers is None and options.per_gpu is None
+    words = ("--name", name, "--data-dir", str(data_dir.resolve()), "--out", str(out.resolve()))
+    return Team(chosen, threads_each(len(chosen)), words, storage, out / "workers", shares_gpus)
+
+
+def work_off(
+    ledger: Ledger,
+    study: optuna.Study,
+    team: Team,
+    stage: Stage,
+    timeout: float | None,
+    publish_now: Callable[[], None],
+    show: Show,
+) -> bool:
+    """Keep the workers at work until the budget is done (then True) or the time is up."""
+    deadline = time.monotonic() + timeout if timeout is not None else None
+    local = LocalWorkers(ledger, team, lambda text: show(Note(text)))
+    watcher = Watcher(ledger, study, stage)
+    published = -math.inf
+    try:
+        while True:
+            count, rows, events = watcher.look()
+            for event in events:
+                show(event)
+            if not ledgers.is_open(ledger):
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            local.tend(rows, count.done, count.remaining)
+            if time.monotonic() - published > PUBLISH_SECONDS:
+                publish_now()
+                published = time.monotonic()
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        ledger.outage.leave()  # whoever wants to go does not wait for a database that is away
+        raise
+    finally:
+        local.stop()
+        with contextlib.suppress(StorageLostError):
+            for event in watcher.look()[2]:
+                show(event)
+
+
+class Publisher:
+    """Brings notes, pictures and graphs up to date, and says once what stands in the way."""
+
+    def __init__(
+        self, study: optuna.Study, record: StudyRecord, ledger: Ledger, folder: Path, storage_shown: str, show: Show
+    ) -> None:
+        self._study, self._record, self._ledger = study, record, ledger
+        self._folder, self._storage_shown, self._show = folder, storage_shown, show
+        self._told: set[str] = set()
+
+    def publish(self) -> None:
+        count: Budget = ledgers.budget(self._ledger)
+        warnings = publish(self._study, self._record, count.requested, count.waiting, self._folder, self._storage_shown)
+        for warning in warnings:
+            if warning not in self._told:
+                self._told.add(warning)
+                self._show(Note(f"warning: {warning}"))
+
+
+@contextmanager
+def wall_time(study: optuna.Study, show: Show) -> Iterator[Show]:
+    """Add the time spent in here to the study's total, after every trial, so that a crash loses one at most."""
+    before, start = study.user_attrs.get("seconds", 0.0), time.monotonic()
+
+    def store() -> None:
+        study.set_user_attr("seconds", before + time.monotonic() - start)
+
+    def storing_show(event: Any) -> None:
+        if isinstance(event, TrialFinished):
+            store()
+        show(event)
+
+    try:
+        yield storing_show
+    finally:
+        with contextlib.suppress(StorageLostError):
+            store()
