@@ -14,7 +14,10 @@ confirmation, over trainings of a trial's length, and carried over to the accura
 the numbers of errors of two seeds differ like binomial ones (Jordan, Calibrated Chaos, arXiv:2304.01910, section 3).
 Where nothing was confirmed over two seeds, s is that binomial deviation itself, which is an upper bound.
 
-The length taken is the one with the highest validation accuracy; of equals the shorter.
+The length taken is the one with the highest validation accuracy; of equals the shorter. Where time runs out while
+longer still helps, it is the longest that the time left allows, which nothing has watched: the report says so. A
+doubling is tried only where the time would suffice for final trainings twice as long again, so that watching never
+takes most of it.
 """
 
 import math
@@ -97,7 +100,7 @@ class Verdict:
 
     Attributes:
         next: epochs of the training to come; None: none is needed or allowed.
-        found: the length to take.
+        found: the length to take, as far as is known; final if ``next`` is None.
         converged: whether the last doubling helped by no more than noise; None where there was no doubling.
         stopped_by: what ended the lengthening.
         noise: standard deviation between seeds, as expected at the last accuracy.
@@ -136,17 +139,18 @@ def judge(watched: Sequence[Watched], noise: Noise, limits: Limits) -> Verdict:
     gain = last.accuracy - watched[-2].accuracy if len(watched) > 1 else None
     converged = None if gain is None else gain <= threshold
     following = min(2 * last.epochs, limits.longest)
-    stopped_by: StoppedBy | None = None
     if converged:
-        stopped_by = "noise"
-    elif following <= last.epochs:
-        stopped_by = "max epochs"
-    elif limits.seconds is not None:
+        return Verdict(None, found, converged, "noise", spread, threshold)
+    if following <= last.epochs:
+        return Verdict(None, found, converged, "max epochs", spread, threshold)
+    if limits.seconds is not None:
+        left = limits.seconds - math.fsum(one.seconds for one in watched)
         epoch = last.seconds / last.epochs
-        spent = math.fsum(one.seconds for one in watched)
-        if spent + epoch * following * (1 + limits.finals * limits.final_share) > limits.seconds:
-            stopped_by = "time"
-    return Verdict(None if stopped_by else following, found, converged, stopped_by, spread, threshold)
+        final = epoch * limits.finals * limits.final_share
+        if epoch * following + final * min(2 * following, limits.longest) > left:
+            affordable = min(limits.longest, int(left / final))
+            return Verdict(None, max(found, affordable), converged, "time", spread, threshold)
+    return Verdict(following, found, converged, None, spread, threshold)
 
 
 def last_slope(accuracies: Sequence[float]) -> Mapping[str, float] | None:

@@ -195,7 +195,7 @@ def _find_length(job: _Job) -> Verdict:
             why = {
                 "noise": "longer no longer helps by more than noise",
                 "max epochs": "the longest that is allowed",
-                "time": "the study's minutes do not allow longer ones",
+                "time": "what the study's minutes allow; longer would probably help",
             }
             assert verdict.stopped_by is not None
             job.show(Note(f"retrain: {verdict.found} epochs: {why[verdict.stopped_by]}"))
@@ -246,8 +246,9 @@ def _choices(row: Mapping[str, Any]) -> dict[str, bool]:
 
 def _finish(job: _Job, verdict: Verdict, data_dir: Path) -> dict[str, Any]:
     """Train on all training images once a seed, test each once, and save the first."""
-    row = next(row for row in job.parts["watched"] if row["epochs"] == verdict.found)
-    choices = _choices(row)
+    watched = {row["epochs"]: row for row in job.parts["watched"]}
+    # Where time ended the lengthening, nothing as long has been watched: what pays is judged by the longest.
+    choices = _choices(watched.get(verdict.found, job.parts["watched"][-1]))
     whole = with_validation(job.split)
     runs: list[dict[str, Any]] = job.parts["runs"]
     finals = job.limits.finals

@@ -42,12 +42,21 @@ def test_the_longest_allowed_ends_it_unconverged() -> None:
     assert judge(watched(0.5), NOISE, odd).next == 15
 
 
-def test_time_for_the_next_one_and_its_final_ones_is_asked_for_before() -> None:
-    # 10 epochs took 100 s; 20 more and three finals of 20 epochs at 1.1 take 860 s.
-    enough, short = (Limits(10, 80, seconds, 3, 1.1) for seconds in (961, 959))
+def test_a_doubling_is_tried_where_time_remains_for_final_trainings_twice_as_long() -> None:
+    # 10 epochs took 100 s. 20 more take 200 s, and three finals of 40 epochs at 1.1 1,320 s.
+    enough, short = (Limits(10, 80, seconds, 3, 1.1) for seconds in (1621, 1619))
     assert judge(watched(0.8), NOISE, enough).next == 20
     verdict = judge(watched(0.8), NOISE, short)
-    assert (verdict.next, verdict.stopped_by, verdict.converged, verdict.found) == (None, "time", None, 10)
+    assert (verdict.next, verdict.stopped_by, verdict.converged) == (None, "time", None)
+
+
+def test_where_time_runs_out_while_longer_still_helps_all_that_is_left_goes_to_the_final_trainings() -> None:
+    # 700 s of 1,000 are left; a final epoch of three seeds takes 33 s.
+    verdict = judge(watched(0.7, 0.8), NOISE, Limits(10, 80, 1000, 3, 1.1))
+    assert (verdict.stopped_by, verdict.converged, verdict.found) == ("time", False, 21)
+    held = judge(watched(0.7, 0.8), NOISE, Limits(10, 80, 350, 3, 1.1))
+    assert held.found == 20  # never shorter than what was watched
+    assert judge(watched(0.8), NOISE, Limits(10, 25, 1000, 1, 1.0)).next == 20
 
 
 def test_the_first_training_is_shortened_where_it_would_not_fit() -> None:
@@ -80,9 +89,10 @@ def test_lengthening_always_ends_within_the_limits(
     done = [Watched(first_length(limits, 1.0), accuracies[0], 10.0)]
     for number in range(1, 12):
         verdict = judge(done, NOISE, limits)
-        assert verdict.found in {one.epochs for one in done}
         if verdict.next is None:
             assert verdict.stopped_by is not None
+            assert verdict.found in {one.epochs for one in done} or verdict.stopped_by == "time"
+            assert verdict.found <= max(longest, done[-1].epochs)
             return
         assert done[-1].epochs < verdict.next <= longest
         done.append(Watched(verdict.next, accuracies[number % len(accuracies)], 10.0 * verdict.next))
