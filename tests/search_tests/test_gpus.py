@@ -19,7 +19,8 @@ from search.gpus import GIB, GpuReader, GpuSample, Host, Load, another_worker, g
 from search.launch import LocalWorkers, Team, available_memory
 from search.ledger import FAULT, WORKER, Attempt, Ledger
 from search.process import this_process
-from search.run import RunOptions, _team
+from search.run import RunOptions
+from search.stage import TeamOptions, assemble
 from search.storage import storage_url
 from search.watch import worker_name
 from search.workers import Place, listed, register, take_device
@@ -466,8 +467,8 @@ def test_at_the_end_of_the_budget_nobody_is_added(machine: Machine) -> None:
 def test_only_gpus_are_shared_by_measurement_and_only_where_no_number_is_given(
     home: Path, device: str, workers: int | None, per_gpu: int | None, devices: tuple[str, ...] | None, shares: bool
 ) -> None:
-    options = RunOptions(storage_url("sqlite:///x.db"), workers=workers, workers_per_gpu=per_gpu)
-    team = _team(options, [torch.device("cuda:0" if device == "cuda" else "cpu")], "x", Path("data"), Path("out"))
+    options = TeamOptions(("cuda:0" if device == "cuda" else "cpu",), workers, per_gpu)
+    team = assemble(options, storage_url("sqlite:///x.db"), "x", Path("data"), Path("out"))
     assert team.shares_gpus is shares
     assert devices is None or team.devices == devices
     with opened_ledger(options.storage) as (ledger, _):

@@ -466,7 +466,7 @@ def test_every_finished_trial_has_a_note_and_files(search: Command, tiny: Path, 
 def test_artifacts_that_cannot_be_written_are_told_once_and_cost_nothing(
     search: Command, tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.run.PUBLISH_SECONDS", 0.1)
+    monkeypatch.setattr("search.stage.PUBLISH_SECONDS", 0.1)
     (home / "studies" / "tiny").mkdir(parents=True)
     (home / "studies" / "tiny" / "artifacts").write_text("in the way")
     ended = fault_free(search("run", "--study", tiny, *DIGITS, "--trials", 4))
