@@ -2,14 +2,14 @@
 
     python -m benchmarks.accuracy [--seeds 5] [--epochs 4] [--images 7500] [--data-dir DIR] [--json FILE]
 
-On the CPU: `model.tail`'s compiled code against PyTorch's own operations. The configuration is the one that
-studies/cpu.toml starts from.
+On the CPU: the code compiled for the processor (`model.winograd`, `model.tail`) against PyTorch's own operations. The
+configuration is the one that studies/cpu.toml starts from.
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 
 from data.folders import data_folder
 from data.split import Split, first_images, load_split
-from model import tail
+from model import compiled
 from model.config import FitConfig, NetworkConfig
 from model.device import describe_device, keep_freed_pages
 from model.fit import fit
@@ -30,13 +30,13 @@ FIT = FitConfig(epochs=4, lr=0.3, augment=0.2)
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Without the compiled tail."""
-    library: Callable[[], object] = tail.library
-    tail.library = lambda: None  # type: ignore[assignment]
+    """Without compiled code, as on a machine that has no compiler."""
+    library = compiled.library
+    compiled.library = lambda _: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        tail.library = library  # type: ignore[assignment]
+        compiled.library = library
 
 
 def accuracy(split: Split, config: FitConfig) -> float:
@@ -46,10 +46,10 @@ def accuracy(split: Split, config: FitConfig) -> float:
 
 def one_seed(split: Split, config: FitConfig) -> dict[str, float]:
     """Accuracy of each form, from the same seed."""
-    compiled = accuracy(split, config)
+    fast = accuracy(split, config)
     with plain_operations():
         plain = accuracy(split, config)
-    return {"compiled": compiled, "plain": plain}
+    return {"compiled": fast, "plain": plain}
 
 
 def compared(rows: Sequence[dict[str, float]], name: str, base: str) -> str:

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import Activation, NetworkConfig, PoolPlace
-from model.tail import compiled_tail, takes
+from model.tail import compiled_tail
+from model.tail import takes as takes_tail
+from model.winograd import takes as takes_winograd
+from model.winograd import winograd
 
 LEAKY_SLOPE = 0.01
 
@@ -55,8 +58,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         weights = self.weigh(means).softmax(1)
-        branches = self.conv(x)
-        tail = compiled_tail if takes(branches, self.norm, self.pool_place) else plain_tail
+        branches = winograd(x, self.conv) if takes_winograd(x, self.conv) else self.conv(x)
+        tail = compiled_tail if takes_tail(branches, self.norm, self.pool_place) else plain_tail
         out, means_out = tail(branches, self.norm, weights, self.pool_place, self.activation)
         if self.shortcut:
             out = x + out

@@ -2,21 +2,11 @@
 
 PyTorch runs max-pool, batch norm, activation and weighted sum as some twenty operations that each read and write the
 whole activation; a CPU then spends more time on them than on convolutions. ``tail.cpp`` does the same in two passes
-forward and two backward. It is compiled once a machine by the C++ compiler found there (`$CXX`, c++, g++, clang++;
-about 4 seconds), for that very processor, and kept in the cache folder. Without a compiler the operations of
-`model.network.plain_tail` serve, which are the same function and slower.
+forward and two backward. Without a compiler (`model.compiled`) the operations of `model.network.plain_tail` serve,
+which are the same function and slower.
 """
 
-import atexit
-import contextlib
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from data.folders import cache_folder
+from model import compiled
 from model.config import Activation, PoolPlace
 
 SOURCE = Path(__file__).with_name("tail.cpp")
-# No -ffast-math: a NaN must stay one, so that a diverged training is seen.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=c++17")
-LINK_FLAGS = ("-fopenmp", "-shared", "-fPIC")
-COMPILE_SECONDS = 120
 
 POOLS: dict[PoolPlace | None, int] = {None: 0, "conv": 1, "branch": 2}
 ACTIVATIONS: dict[Activation, int] = {"relu": 0, "leaky_relu": 1, "gelu": 2, "silu": 3}
 NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled code, loaded; None where it cannot be had."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
-    if compiler is None:
-        return None
-    for folder in (cache_folder, _passing_folder):  # the cache may lie where nothing can be written
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            return ctypes.CDLL(str(_compiled(compiler, folder() / "compiled")))
-    return None
-
-
-def _passing_folder() -> Path:
-    """A folder of this process alone, gone when it ends."""
-    folder = Path(tempfile.mkdtemp(prefix="block-search-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _compiled(compiler: str, folder: Path) -> Path:
-    """The shared library of this source, compiler and processor, made where it is not there yet."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
-    parts = (SOURCE.read_bytes(), " ".join(FLAGS + LINK_FLAGS).encode(), version, _processor().encode())
-    path = folder / f"tail-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        # Several workers may compile at once: each into a file of its own, and the last one's stays.
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / path.name
-            command = [compiler, *FLAGS, *LINK_FLAGS, str(SOURCE), "-o", str(made)]
-            subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_SECONDS)
-            made.replace(path)
-    return path
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on: a cache folder may be shared by machines that differ."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return platform.processor() or platform.machine()
 
 
 def takes(x: Tensor, norm: nn.BatchNorm2d, pool_place: PoolPlace | None) -> bool:
@@ -91,7 +34,7 @@ def takes(x: Tensor, norm: nn.BatchNorm2d, pool_place: PoolPlace | None) -> bool
         and (pool_place is None or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0))
         and len(x) > 1  # of one image of one pixel the norm refuses statistics, and says so
         and (norm.training or not torch.is_grad_enabled())
-        and library() is not None
+        and compiled.library(SOURCE) is not None
     )
 
 
@@ -136,8 +79,9 @@ class _Tail(torch.autograd.Function):
         place = _empty(x, channels, height, width, torch.uint8) if pool else None
         mean, inverse = torch.empty(2, channels)
         assert norm.momentum is not None
-        _call(
-            "forward", x.dtype, shape, pool, activation, norm.training, torch.get_num_threads(), x, gamma, beta,
+        compiled.call(
+            SOURCE, f"forward_{NAMES[x.dtype]}",
+            shape, pool, activation, norm.training, torch.get_num_threads(), x, gamma, beta,
             weights, norm.eps, norm.momentum, norm.running_mean, norm.running_var, pooled, place, mean, inverse, out,
             means,
         )  # fmt: skip
@@ -156,8 +100,9 @@ class _Tail(torch.autograd.Function):
         slopes = torch.empty_like(place, dtype=normed.dtype) if ctx.pool else grad_x
         grad_gamma, grad_beta = torch.empty(2, len(gamma))
         grad_weights = torch.empty_like(weights)
-        _call(
-            "backward", normed.dtype, ctx.shape, ctx.pool, ctx.activation, torch.get_num_threads(), x, pooled, place,
+        compiled.call(
+            SOURCE, f"backward_{NAMES[normed.dtype]}",
+            ctx.shape, ctx.pool, ctx.activation, torch.get_num_threads(), x, pooled, place,
             gamma, beta, weights, mean, inverse, grad_out, grads[1].contiguous(), slopes, grad_x, grad_gamma, grad_beta,
             grad_weights,
         )  # fmt: skip
@@ -166,22 +111,3 @@ class _Tail(torch.autograd.Function):
 
 def _empty(x: Tensor, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(len(x), channels, height, width, dtype=dtype, memory_format=torch.channels_last)
-
-
-def _call(direction: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call an entry of the library; a tensor goes as its address, None as a null pointer."""
-    code = library()
-    assert code is not None
-    plain: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            plain.append(ctypes.c_void_p(argument.data_ptr()))
-        elif isinstance(argument, float):
-            plain.append(ctypes.c_float(argument))
-        elif isinstance(argument, int):
-            plain.append(ctypes.c_int64(argument))
-        else:
-            plain.append(argument)
-    entry = getattr(code, f"{direction}_{NAMES[dtype]}")
-    entry.restype = None
-    entry(*plain)

@@ -114,7 +114,11 @@ def run_command(
             end = run(options, show)
     console.print()
     console.print(summary_table(end.summary))
-    for label, path in (("summary", end.out / "summary.json"), ("model", end.out / "best")):
+    for label, path in (
+        ("report", end.out / "report.html"),
+        ("summary", end.out / "summary.json"),
+        ("model", end.out / "best"),
+    ):
         if path.exists():
             console.print(f"{label}: {path}", markup=False, highlight=False, soft_wrap=True)
     if not end.finished:

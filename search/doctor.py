@@ -16,9 +16,11 @@ from torch.nn import functional as F
 
 from data import cifar10, source
 from data.errors import DataError
+from model import winograd
+from model.compiled import library
 from model.config import ConfigError
 from model.device import bf16_pays, describe_device, resolve_device
-from model.tail import SOURCE, library
+from model.tail import SOURCE
 from search.errors import USER_ERRORS
 from search.storage import opened, shown, study_names
 
@@ -76,9 +78,10 @@ def _bf16(device: torch.device) -> Finding:
 
 
 def _compiler(device: torch.device) -> Finding:
-    """A block's tail on the CPU is compiled code; a GPU's long retrain is compiled by PyTorch."""
-    if device.type == "cpu" and library() is not None:
-        return Finding("compiler", "ok", "found: networks train with code compiled for this processor")
+    """A CPU's convolutions and what follows them are compiled code; a GPU's long retrain is compiled by PyTorch."""
+    if device.type == "cpu" and library(SOURCE) is not None:
+        convolutions = "" if library(winograd.SOURCE) else "; its convolutions are PyTorch's own (no AVX512_BF16)"
+        return Finding("compiler", "ok", f"found: networks train with code compiled for this processor{convolutions}")
     if any(map(shutil.which, ("c++", "g++", "clang++"))):
         if device.type != "cpu":
             return Finding("compiler", "ok", "found: a long retrain can be compiled")

@@ -1,4 +1,4 @@
-"""The study's own pictures: pure functions of trials, drawn for optuna-dashboard.
+"""The study's own pictures: pure functions of what is stored, drawn for optuna-dashboard and the report.
 
 A figure's JSON lies in the database and is read by every open browser every few seconds, so figures are kept small:
 no template, rounded numbers, and a bound on the number of points.
@@ -6,16 +6,19 @@ no template, rounded numbers, and a bound on the number of points.
 
 import html
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 from search.view import duration, params_text
+
+T = TypeVar("T")
 
 Outcome = Literal["complete", "pruned", "infeasible", "failed attempt", "running", "waiting"]
 
@@ -27,6 +30,9 @@ COLOURS: Mapping[Outcome, str] = {
     "running": "#1565c0",
     "waiting": "#b0bec5",
 }
+
+LINE_COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#78716c", "#ec4899", "#84cc16")
+"""For lines side by side, readable on white and on black."""
 
 MOST_POINTS = 500
 """Trials that `accuracy_cost_figure` shows at most: about 100 kB of JSON."""
@@ -89,7 +95,11 @@ def budget_figure(trials: Sequence[FrozenTrial], requested: int, waiting: int) -
             hovertemplate=f"{value} {name}<extra></extra>",
         )
     figure.add_vline(
-        x=requested, line_dash="dash", annotation_text=f"{requested} requested", annotation_position="bottom left"
+        x=requested,
+        line_dash="dash",
+        line_color="#7b8794",
+        annotation_text=f"{requested} requested",
+        annotation_position="bottom left",
     )
     figure.update_layout(
         barmode="stack",
@@ -129,49 +139,210 @@ def device_hours_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
     return figure
 
 
+COSTS: Mapping[str, str] = {"parameters": "parameters", "flops": "FLOPs of one image, forward"}
+"""Attributes of a trial that say what its network costs."""
+
+
 def accuracy_cost_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
     """Validation accuracy of COMPLETE trials against parameters and against FLOPs, with the Pareto fronts."""
     complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
-    shown: set[int] = set()
-    for column, (attribute, label) in enumerate(
-        (("parameters", "parameters"), ("flops", "FLOPs of one image, forward")), start=1
-    ):
-        points = [(cost, t) for t in complete if (cost := number(t.user_attrs.get(attribute))) and cost > 0]
-        front = _front(points)
-        kept = _at_most(MOST_POINTS, points, {trial.number for _, trial in front})
-        shown |= {trial.number for _, trial in kept}
-        figure.add_scatter(
-            x=[cost for cost, _ in kept],
-            y=[_accuracy(trial) for _, trial in kept],
-            text=[f"trial {t.number}: {html.escape(params_text(t.params))}" for _, t in kept],
-            hovertemplate=f"%{{text}}<br>%{{y:.2%}}, %{{x:,}} {attribute}<extra></extra>",
-            mode="markers",
-            marker={"color": COLOURS["running"], "opacity": 0.6},
-            row=1,
-            col=column,
-        )
-        figure.add_scatter(
-            x=[cost for cost, _ in front],
-            y=[_accuracy(trial) for _, trial in front],
-            mode="lines",
-            line={"shape": "hv", "color": COLOURS["failed attempt"], "width": 1.5},
-            hoverinfo="skip",
-            row=1,
-            col=column,
-        )
-        figure.update_xaxes(
-            title_text=label,
-            type="log",
-            tickformat="~s",
-            tickvals=_ticks([cost for cost, _ in kept]),
-            row=1,
-            col=column,
-        )
+    shown = {
+        n for column, attribute in enumerate(COSTS, start=1) for n in _add_cost(figure, complete, attribute, column)
+    }
     figure.update_yaxes(title_text="validation accuracy", tickformat=".0%", row=1, col=1)
     some = f" (the best {len(shown):,} of {len(complete):,})" if len(shown) < len(complete) else ""
     figure.update_layout(showlegend=False)
     return _plain(figure, f"Accuracy and cost of complete trials{some}")
+
+
+def cost_figure(trials: Sequence[FrozenTrial], attribute: str) -> go.Figure:
+    """`accuracy_cost_figure` against one of `COSTS` alone."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
+    figure = make_subplots(rows=1, cols=1)
+    _add_cost(figure, complete, attribute, 1)
+    figure.update_yaxes(title_text="validation accuracy", tickformat=".0%")
+    figure.update_layout(showlegend=False)
+    return _plain(figure, f"Accuracy and {attribute}")
+
+
+def pareto_front(trials: Sequence[FrozenTrial], attribute: str) -> list[FrozenTrial]:
+    """COMPLETE trials than which none is both cheaper (or equal) and better, cheapest first."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
+    return [trial for _, trial in _front(_with_cost(complete, attribute))]
+
+
+def _with_cost(complete: Sequence[FrozenTrial], attribute: str) -> list[tuple[float, FrozenTrial]]:
+    return [(cost, t) for t in complete if (cost := number(t.user_attrs.get(attribute))) and cost > 0]
+
+
+def _add_cost(figure: go.Figure, complete: Sequence[FrozenTrial], attribute: str, column: int) -> set[int]:
+    """Draw one panel; the numbers of the trials that it shows."""
+    points = _with_cost(complete, attribute)
+    front = _front(points)
+    kept = _at_most(MOST_POINTS, points, {trial.number for _, trial in front})
+    figure.add_scatter(
+        x=[cost for cost, _ in kept],
+        y=[_accuracy(trial) for _, trial in kept],
+        text=[f"trial {t.number}: {html.escape(params_text(t.params))}" for _, t in kept],
+        hovertemplate=f"%{{text}}<br>%{{y:.2%}}, %{{x:,}} {attribute}<extra></extra>",
+        mode="markers",
+        marker={"color": LINE_COLOURS[0], "opacity": 0.6},
+        row=1,
+        col=column,
+    )
+    figure.add_scatter(
+        x=[cost for cost, _ in front],
+        y=[_accuracy(trial) for _, trial in front],
+        mode="lines",
+        line={"shape": "hv", "color": COLOURS["failed attempt"], "width": 1.5},
+        hoverinfo="skip",
+        row=1,
+        col=column,
+    )
+    figure.update_xaxes(
+        title_text=COSTS[attribute],
+        type="log",
+        tickformat="~s",
+        tickvals=_ticks([cost for cost, _ in kept]),
+        row=1,
+        col=column,
+    )
+    return {trial.number for _, trial in kept}
+
+
+def confirmation_figure(confirmation: Mapping[str, Any]) -> go.Figure:
+    """Each confirmed configuration's accuracy with every seed, their mean, and what the search gave it."""
+    rows = [row for row in confirmation.get("configurations") or () if row.get("accuracies")]
+    names = [f"trial {row['trial']}" for row in rows]
+    figure = _figure("Confirmation over fresh seeds")
+    seeds = [
+        (name, seed, value) for name, row in zip(names, rows, strict=True) for seed, value in row["accuracies"].items()
+    ]
+    figure.add_scatter(
+        x=[round(value, 5) for _, _, value in seeds],
+        y=[name for name, _, _ in seeds],
+        text=[f"seed {html.escape(str(seed))}" for _, seed, _ in seeds],
+        name="one seed",
+        mode="markers",
+        marker={"color": LINE_COLOURS[0], "opacity": 0.7, "size": 8},
+        hovertemplate="%{y}, %{text}: %{x:.2%}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[row["mean"] for row in rows],
+        y=names,
+        error_x={"type": "data", "array": [row.get("std") or 0 for row in rows], "thickness": 1.5},
+        name="mean ± standard deviation",
+        mode="markers",
+        marker={
+            "color": COLOURS["complete"],
+            "symbol": "line-ns",
+            "size": 18,
+            "line": {"width": 3, "color": COLOURS["complete"]},
+        },
+        hovertemplate="%{y}: mean %{x:.2%}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[row.get("search_accuracy") for row in rows],
+        y=names,
+        name="in the search",
+        mode="markers",
+        marker={"color": COLOURS["failed attempt"], "symbol": "diamond-open", "size": 11, "line": {"width": 2}},
+        hovertemplate="%{y} in the search: %{x:.2%}<extra></extra>",
+    )
+    figure.update_xaxes(title_text="validation accuracy", tickformat=".1%")
+    # Categories by their rank, the first row on top, whichever trace names them first.
+    figure.update_yaxes(categoryorder="array", categoryarray=names, autorange="reversed", automargin=True)
+    return figure
+
+
+def retrain_accuracy_figure(retrain: Mapping[str, Any], most: int = 150) -> go.Figure:
+    """Accuracy by epoch of every training of the finale, ``most`` points a line; stars are test accuracies."""
+    figure = _figure("Retrain: accuracy by epoch")
+    for run, name, colour in _retrain_runs(retrain):
+        curve = run.get("curve") or []
+        shown = True
+        for key, what, dash in (("validation_accuracy", "validation", "solid"), ("train_accuracy", "train", "dot")):
+            points = thinned([(row["epoch"], y) for row in curve if (y := number(row.get(key))) is not None], most)
+            if points:
+                figure.add_scatter(
+                    x=[epoch for epoch, _ in points],
+                    y=[round(y, 5) for _, y in points],
+                    name=name,
+                    legendgroup=name,
+                    showlegend=shown,
+                    mode="lines" if len(points) > 1 else "markers",
+                    line={"color": colour, "dash": dash, "width": 1.8},
+                    marker={"color": colour},
+                    hovertemplate=f"{name}, {what}: %{{y:.2%}} after epoch %{{x}}<extra></extra>",
+                )
+                shown = False
+        tested = number((run.get("test") or {}).get("accuracy"))
+        if tested is not None and curve:
+            figure.add_scatter(
+                x=[curve[-1]["epoch"]],
+                y=[round(tested, 5)],
+                name=name,
+                legendgroup=name,
+                showlegend=shown,
+                mode="markers",
+                marker={"color": colour, "symbol": "star", "size": 12},
+                hovertemplate=f"{name}, test: %{{y:.2%}}<extra></extra>",
+            )
+    figure.update_xaxes(title_text="epoch", rangemode="tozero")
+    figure.update_yaxes(title_text="accuracy", tickformat=".0%")
+    return figure
+
+
+def retrain_loss_figure(retrain: Mapping[str, Any], most: int = 150) -> go.Figure:
+    """Training loss by batch of every training of the finale, ``most`` points a line, with the mean around each."""
+    figure = _figure("Retrain: loss of every batch")
+    for run, name, colour in _retrain_runs(retrain):
+        losses = [(step, y) for step, loss in run.get("losses") or () if (y := number(loss)) is not None]
+        if not losses:
+            continue
+        epochs = number(run.get("epochs")) or (run.get("curve") or [{}])[-1].get("epoch") or 1
+        scale = epochs / max(1, losses[-1][0])
+        smooth = _smoothed([y for _, y in losses], max(1, len(losses) // 40))
+        means = [(step, y) for (step, _), y in zip(losses, smooth, strict=True)]
+        for points, width, opacity, shown in ((losses, 1, 0.3, False), (means, 2, 1.0, True)):
+            kept = thinned(points, most)
+            figure.add_scatter(
+                x=[round(step * scale, 3) for step, _ in kept],
+                y=[round(y, 4) for _, y in kept],
+                name=name,
+                legendgroup=name,
+                showlegend=shown,
+                mode="lines",
+                opacity=opacity,
+                line={"color": colour, "width": width},
+                hovertemplate=f"{name}: %{{y:.3f}} at epoch %{{x:.1f}}<extra></extra>" if shown else None,
+                hoverinfo=None if shown else "skip",
+            )
+    figure.update_xaxes(title_text="epoch", rangemode="tozero")
+    figure.update_yaxes(title_text="training loss of a batch", rangemode="tozero")
+    return figure
+
+
+def _retrain_runs(retrain: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str]]:
+    """Watched trainings, then final ones, each with name and colour."""
+    watched = [(run, f"watched, {run['epochs']} epochs") for run in retrain.get("watched") or ()]
+    final = [(run, f"final, seed {run['seed']}") for run in retrain.get("runs") or ()]
+    return [(run, name, LINE_COLOURS[i % len(LINE_COLOURS)]) for i, (run, name) in enumerate((*watched, *final))]
+
+
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """At most so many, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _smoothed(values: Sequence[float], reach: int) -> list[float]:
+    """For each value the mean of those up to ``reach`` before and behind it."""
+    sums = [0.0, *itertools.accumulate(values)]
+    ends = ((max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values)))
+    return [(sums[high] - sums[low]) / (high - low) for low, high in ends]
 
 
 def learning_curve_png(trial: FrozenTrial) -> bytes:

@@ -5,7 +5,7 @@ Each part can be asked for by itself, goes on where it was interrupted, and does
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from search import study as studies
 from search.errors import RunError, UserError
 from search.events import Note, Show
 from search.launch import adopt_orphans
-from search.ledger import Ledger, open_ledger
+from search.ledger import Ledger, budget, open_ledger
+from search.report import write_report
 from search.stage import Publisher, TeamOptions, assemble, wall_time, work_off
 from search.storage import PersistentStorage, exclusive, shown
 from search.study import DIVISION_SEED, StudyRecord
@@ -37,6 +38,7 @@ class Search:
         ledger, study, record: of the search.
         data_dir: that holds its images.
         out: its outputs.
+        told: warnings of what could not be published, which are told once.
     """
 
     storage: PersistentStorage
@@ -45,6 +47,7 @@ class Search:
     record: StudyRecord
     data_dir: Path
     out: Path
+    told: set[str] = field(default_factory=set)
 
 
 def found(storage: PersistentStorage, name: str | None, data_dir: Path, out: Path | None) -> Search:
@@ -89,7 +92,7 @@ def confirm_best(search: Search, team: TeamOptions, show: Show) -> dict[str, Any
     ledger, study = open_ledger(search.storage, confirming.name, confirming.config.workers)
     adopt_orphans(ledger)
     place = shown(search.storage.location)
-    publisher = Publisher(study, confirming, ledger, search.out / "artifacts", place, show)
+    publisher = Publisher(study, confirming, ledger, search.out / "artifacts", place, show, search.told)
     whole = assemble(team, search.storage.location, confirming.name, search.data_dir, search.out / "confirm")
     with wall_time(search.study, show) as timed:
         work_off(ledger, study, whole, "confirm", None, publisher.publish, timed)
@@ -121,7 +124,7 @@ def retrain_winner(search: Search, device: torch.device, max_epochs: int | None,
 def publisher_of(search: Search, show: Show) -> Publisher:
     """What brings a search's part of the dashboard up to date."""
     place = shown(search.storage.location)
-    return Publisher(search.study, search.record, search.ledger, search.out / "artifacts", place, show)
+    return Publisher(search.study, search.record, search.ledger, search.out / "artifacts", place, show, search.told)
 
 
 def write_outcome(search: Search, publisher: Publisher) -> dict[str, Any]:
@@ -131,8 +134,11 @@ def write_outcome(search: Search, publisher: Publisher) -> dict[str, Any]:
         the summary.
     """
     publisher.publish()
-    summary = summarise(search.study, search.record, search.ledger, shown(search.storage.location))
+    place = shown(search.storage.location)
+    summary = summarise(search.study, search.record, search.ledger, place)
     write_json(search.out / "summary.json", summary)
+    count, done = budget(search.ledger), search.study.user_attrs.get(retrain.RETRAIN)
+    write_report(search.out, search.study, search.record, count, summary["confirm"], done, summary, place)
     return summary
 
 

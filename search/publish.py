@@ -33,10 +33,13 @@ from optuna_dashboard._note import note_ver_key, split_body
 from search.figures import (
     accuracy_cost_figure,
     budget_figure,
+    confirmation_figure,
     device_hours_figure,
     learning_curve_png,
     number,
     outcome,
+    retrain_accuracy_figure,
+    retrain_loss_figure,
     seconds,
     validation_curve,
 )
@@ -70,7 +73,13 @@ FAULTS: Mapping[str, str] = {
 
 
 def publish(
-    study: optuna.Study, record: StudyRecord, requested: int, waiting: int, folder: Path, storage_shown: str
+    study: optuna.Study,
+    record: StudyRecord,
+    requested: int,
+    waiting: int,
+    folder: Path,
+    storage_shown: str,
+    confirmation: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Bring the study's notes, graphs and files in the dashboard up to date; writes only what is new.
 
@@ -81,6 +90,7 @@ def publish(
         waiting: configurations in the queue.
         folder: where the trials' files go; made where it is not there.
         storage_shown: the storage's URL without a password.
+        confirmation: summed up by `search.confirm`; None where there is none.
 
     Returns:
         warnings, a line each, where files could not be written; they are tried again with the next call.
@@ -88,7 +98,8 @@ def publish(
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished()]
     running = sum(trial.state == TrialState.RUNNING for trial in trials)
-    done = study.user_attrs.get(PUBLISHED)
+    attributes = study.user_attrs
+    done = attributes.get(PUBLISHED)
     if done is None or done["format"] != FORMAT:
         done = _empty()
     before = json.dumps(done)
@@ -98,14 +109,20 @@ def publish(
         _save_study_note(study, note)
         done["note"] = _digest(note)
 
+    figures: dict[str, go.Figure] = {}
     drawn_from = [requested, waiting, running, len(finished)]
     if done["drawn_from"] != drawn_from:
-        figures = {"search-budget": budget_figure(trials, requested, waiting)}
+        figures["search-budget"] = budget_figure(trials, requested, waiting)
         if done["drawn_from"] is None or done["drawn_from"][-1] != len(finished):
             figures["search-device-hours"] = device_hours_figure(trials)
             figures["search-accuracy-cost"] = accuracy_cost_figure(trials)
+    finale = {"confirmation": confirmation, "retrain": attributes.get("retrain")}
+    finale_from = _digest(json.dumps(finale, sort_keys=True)) if any(finale.values()) else ""
+    if done.get("finale_from", "") != finale_from:
+        figures |= _finale_figures(**finale)
+    if figures:
         _save_graphs(study, figures, done)
-        done["drawn_from"] = drawn_from
+    done |= {"drawn_from": drawn_from, "finale_from": finale_from}
 
     warnings = _publish_trials(study, finished, folder, done)
     if json.dumps(done) != before:
@@ -113,14 +130,26 @@ def publish(
     return warnings
 
 
+def _finale_figures(confirmation: Mapping[str, Any] | None, retrain: Mapping[str, Any] | None) -> dict[str, go.Figure]:
+    """Graphs of the finale that have something to show."""
+    figures = {}
+    if confirmation:
+        figures["search-confirmation"] = confirmation_figure(confirmation)
+    if retrain:
+        figures["search-retrain-accuracy"] = retrain_accuracy_figure(retrain)
+        figures["search-retrain-loss"] = retrain_loss_figure(retrain)
+    return {name: figure for name, figure in figures.items() if figure.data and any(trace.x for trace in figure.data)}
+
+
 def _empty() -> dict[str, Any]:
     """What `PUBLISHED` says of a study of which nothing has been published.
 
     ``trials``: those that have a note; ``owed``: those among them whose files could not be written; both as first and
-    last numbers of unbroken runs. ``drawn_from``: what the graphs depend on, as finished trials do not change.
+    last numbers of unbroken runs. ``drawn_from``: what the graphs depend on, as finished trials do not change;
+    ``finale_from``: a digest of what those of the finale depend on, absent where an earlier version published.
     ``graphs``: digests of the pieces that each graph is stored in.
     """
-    return {"format": FORMAT, "note": "", "drawn_from": None, "graphs": {}, "trials": [], "owed": []}
+    return {"format": FORMAT, "note": "", "drawn_from": None, "finale_from": "", "graphs": {}, "trials": [], "owed": []}
 
 
 def _publish_trials(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch
 from optuna.trial import FrozenTrial
 from scipy import stats
 from torch import Tensor
@@ -20,7 +21,7 @@ from data.holdout import load_holdout
 from data.split import Split, with_validation
 from model.config import FitConfig, Precision
 from model.cost import count_cost
-from model.device import describe_device
+from model.device import autocast_dtype, describe_device
 from model.evaluate import evaluate
 from model.fit import NonFiniteLossError
 from model.network import BlockNetwork
@@ -317,6 +318,7 @@ def _result(
     cost = count_cost(config.network)
     seconds = math.fsum(part["seconds"] for part in (*job.parts["watched"], *runs))
     predictor = as_predictor(network, choices["flip"])
+    dtype = autocast_dtype(job.precision, job.split.fit_images.device)
     rights = confusion.diagonal() / np.maximum(confusion.sum(1), 1)
     return {
         "trial": job.winner.number,
@@ -336,6 +338,7 @@ def _result(
         "parameters": cost.parameters,
         "flops": cost.flops,
         "latency": {str(batch): latency(predictor, batch, job.precision) for batch in LATENCY_BATCHES},
+        "latency_precision": str(dtype or torch.float32).removeprefix("torch."),
         "device": describe_device(job.split.fit_images.device),
         "seconds": round(seconds, 1),
         "plan": job.parts["plan"],

@@ -13,6 +13,7 @@ import optuna
 from sqlalchemy.engine import URL
 
 from search import ledger as ledgers
+from search.confirm import confirmation
 from search.events import Note, Show, Stage, TrialFinished
 from search.launch import LocalWorkers, Team, available_cores, plan_devices, threads_each
 from search.ledger import Budget, Ledger
@@ -94,15 +95,30 @@ class Publisher:
     """Brings notes, pictures and graphs up to date, and says once what stands in the way."""
 
     def __init__(
-        self, study: optuna.Study, record: StudyRecord, ledger: Ledger, folder: Path, storage_shown: str, show: Show
+        self,
+        study: optuna.Study,
+        record: StudyRecord,
+        ledger: Ledger,
+        folder: Path,
+        storage_shown: str,
+        show: Show,
+        told: set[str],
     ) -> None:
         self._study, self._record, self._ledger = study, record, ledger
-        self._folder, self._storage_shown, self._show = folder, storage_shown, show
-        self._told: set[str] = set()
+        self._folder, self._storage_shown, self._show, self._told = folder, storage_shown, show, told
 
     def publish(self) -> None:
         count: Budget = ledgers.budget(self._ledger)
-        warnings = publish(self._study, self._record, count.requested, count.waiting, self._folder, self._storage_shown)
+        confirmed = confirmation(self._ledger.database, self._study)
+        warnings = publish(
+            self._study,
+            self._record,
+            count.requested,
+            count.waiting,
+            self._folder,
+            self._storage_shown,
+            confirmed,
+        )
         for warning in warnings:
             if warning not in self._told:
                 self._told.add(warning)

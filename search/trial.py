@@ -18,6 +18,7 @@ from model.device import describe_device
 from model.fit import fit, start_state
 from model.network import build_network
 from model.result import EpochResult
+from search.audit import WOULD_STOP
 from search.events import EpochFinished, Note, Show, TrialStarted
 from search.ledger import Attempt, LeaseLostError
 from search.memory import peak_memory, reset_peak_memory
@@ -28,9 +29,6 @@ from search.stop import Stop
 from search.study import is_audited, trial_seed
 from search.study_file import StudyConfig
 from search.workers import Heart, Progress
-
-WOULD_STOP = "would_stop"
-"""User attribute of an audited trial: the epoch after which the pruner would have stopped it."""
 
 
 def run_attempt(

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model import tail
+from model import compiled
+from model.compiled import library
 from model.config import Activation, NetworkConfig, PoolPlace
 from model.network import build_network, plain_tail
-from model.tail import compiled_tail, library, takes
+from model.tail import SOURCE, _Tail, compiled_tail, takes
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler on this machine"
@@ -103,8 +104,8 @@ def test_equals_the_plain_tail_in_float64(
     # One rounding of a result to bfloat16 is 2e-3. With a norm over as few as three values its gradient is a small
     # difference of large numbers: 1.4e-2 was the largest seen in some thousand examples.
     rounding = 5e-5 if dtype == torch.float32 else 4e-2
-    for compiled, plain in zip(*results, strict=True):
-        assert error(compiled, plain) < rounding
+    for fast, plain in zip(*results, strict=True):
+        assert error(fast, plain) < rounding
 
 
 @needs_compiler
@@ -143,8 +144,8 @@ def test_the_first_of_equals_takes_the_gradient_of_a_pool() -> None:
 @needs_compiler
 def test_a_network_uses_it_in_training_and_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    plain = tail._Tail.apply
-    monkeypatch.setattr(tail._Tail, "apply", lambda *words: (calls.append(1), plain(*words))[1])
+    plain = _Tail.apply
+    monkeypatch.setattr(_Tail, "apply", lambda *words: (calls.append(1), plain(*words))[1])
     network = build_network(NetworkConfig((8, 8), 2, (True, False)))
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     network(images).sum().backward()
@@ -171,14 +172,14 @@ def test_same_training_with_and_without_it(monkeypatch: pytest.MonkeyPatch) -> N
             loss.backward()
             optimizer.step()
         losses.append(loss.item())
-        monkeypatch.setattr(tail, "library", lambda: None)
+        monkeypatch.setattr(compiled, "library", lambda _: None)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_without_a_compiler_the_plain_operations_serve(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(fresh))
     monkeypatch.delenv("CXX", raising=False)
-    assert library() is None
+    assert library(SOURCE) is None
     assert build_network(NetworkConfig((8,), 1, (True,)))(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
@@ -188,7 +189,7 @@ def test_a_compiler_that_fails_is_none(fresh: Path, monkeypatch: pytest.MonkeyPa
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(fresh))
     monkeypatch.setenv("CXX", str(broken))
-    assert library() is None
+    assert library(SOURCE) is None
 
 
 @needs_compiler
@@ -196,15 +197,15 @@ def test_compiled_once_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
     runs: list[list[str]] = []
     plain: Callable[..., subprocess.CompletedProcess[bytes]] = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda words, **rest: (runs.append(words), plain(words, **rest))[1])
-    assert library() is not None
+    assert library(SOURCE) is not None
     library.cache_clear()
-    assert library() is not None
+    assert library(SOURCE) is not None
     assert sum("-shared" in words for words in runs) == 1
     assert [path.suffix for path in (fresh / "block-search" / "compiled").iterdir()] == [".so"]
     # Another processor or source is another library.
-    monkeypatch.setattr(tail, "_processor", lambda: "another")
+    monkeypatch.setattr(compiled, "_processor", lambda: "another")
     library.cache_clear()
-    assert library() is not None
+    assert library(SOURCE) is not None
     assert sum("-shared" in words for words in runs) == 2
 
 
@@ -212,4 +213,4 @@ def test_compiled_once_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_cache_that_cannot_be_written_is_no_hindrance(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (fresh / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
-    assert library() is not None
+    assert library(SOURCE) is not None

@@ -10,13 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.split import Split
+from model import compiled, tail, winograd
 from model import fit as fit_module
-from model import network as network_module
 from model.config import FitConfig, NetworkConfig
 from model.fit import fit
 from model.network import build_network
 from model.replay import Step
-from model.tail import library
 
 NETWORK = NetworkConfig((48, 96, 192, 192), 2, (True, True, True, False), activation="gelu", classes=2)
 FIT = FitConfig(epochs=2, batch_size=16, augment=0.5, precision="bfloat16")
@@ -82,19 +81,20 @@ def test_every_step_is_the_same_work(stripes: Split, monkeypatch: pytest.MonkeyP
 OPERATIONS = {"compiled": 250, "plain": 265}
 
 
-@pytest.mark.parametrize("tail", ["compiled", "plain"])
+@pytest.mark.parametrize("form", ["compiled", "plain"])
 def test_a_step_of_the_typical_network_takes_so_many_operations(
-    stripes: Split, monkeypatch: pytest.MonkeyPatch, tail: str
+    stripes: Split, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    if tail == "plain":
-        monkeypatch.setattr(network_module, "takes", lambda *_: False)
-    elif library() is None:
+    if form == "plain":
+        monkeypatch.setattr(compiled, "library", lambda _: None)
+    elif compiled.library(tail.SOURCE) is None:
         pytest.skip("no C++ compiler on this machine")
+    convolutions = 1 if compiled.library(winograd.SOURCE) else 4  # one a block, whatever the branches; the others ours
     step = steps_recorded(stripes, monkeypatch)[-1]
     counts = Counter(name for name, _ in step)
     assert counts["_local_scalar_dense"] == 0  # a value that goes to the host: a GPU would have to be waited for
-    assert counts["convolution"] == counts["convolution_backward"] == 4  # one a block, whatever the branches
-    assert len(step) <= OPERATIONS[tail]
+    assert counts["convolution"] == counts["convolution_backward"] == convolutions
+    assert len(step) <= OPERATIONS[form]
 
 
 def test_operations_do_not_grow_with_branches(stripes: Split, monkeypatch: pytest.MonkeyPatch) -> None:

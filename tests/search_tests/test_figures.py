@@ -15,10 +15,17 @@ from search.figures import (
     MOST_POINTS,
     accuracy_cost_figure,
     budget_figure,
+    confirmation_figure,
+    cost_figure,
     device_hours_figure,
     learning_curve_png,
     outcome,
+    pareto_front,
+    retrain_accuracy_figure,
+    retrain_loss_figure,
+    thinned,
 )
+from support import finale
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
@@ -128,6 +135,61 @@ def test_the_front_has_what_nothing_beats() -> None:
     lines = [trace for trace in accuracy_cost_figure(trials).data if trace.mode == "lines"]
     assert [list(line.x) for line in lines] == [[10, 20, 40]] * 2
     assert [list(line.y) for line in lines] == [[0.3, 0.5, 0.6]] * 2
+
+
+def test_one_cost_by_itself_is_drawn_as_beside_the_other() -> None:
+    trials = [trial(i, value=i / 10, parameters=10 + i % 3, flops=1_000 * i) for i in range(1, 9)]
+    together = accuracy_cost_figure(trials)
+    for column, attribute in enumerate(("parameters", "flops")):
+        assert dots(cost_figure(trials, attribute)) == [dots(together)[column]]
+    assert [t.number for t in pareto_front(trials, "parameters")] == [6, 7, 8]
+
+
+def test_a_confirmation_shows_every_seed_and_the_search_beside_the_mean() -> None:
+    trials = [trial(4, value=0.75), trial(2, value=0.7), trial(3, value=0.65)]
+    confirmation = finale.confirmation(trials)
+    confirmation["configurations"][2] |= {"accuracies": {}, "mean": None}
+    figure = confirmation_figure(confirmation)
+    seeds, means, search = figure.data
+    assert len(seeds.x) == 6
+    assert (list(means.y), list(means.x)) == (["trial 4", "trial 2"], pytest.approx([0.691, 0.689]))
+    assert list(search.x) == [0.75, 0.7]
+    assert list(figure.layout.yaxis.categoryarray) == ["trial 4", "trial 2"]
+
+
+def test_a_retrain_shows_every_training() -> None:
+    done = finale.retrain(0, ("cat", "dog"))
+    names = ["watched, 4 epochs", "watched, 8 epochs", "final, seed 500010", "final, seed 500011"]
+    for figure in (retrain_accuracy_figure(done), retrain_loss_figure(done)):
+        assert list(dict.fromkeys(line.name for line in figure.data)) == names
+        legend = [line.name for line in figure.data if line.showlegend]
+        assert legend == names
+    accuracy = retrain_accuracy_figure(done)
+    stars = [(list(line.x), list(line.y)) for line in accuracy.data if line.marker.symbol == "star"]
+    assert stars == [([8], [0.915])] * 2
+    validation = next(line for line in accuracy.data if line.name == names[0])
+    assert list(validation.y) == pytest.approx([0.5, 0.7, 0.76667, 0.8])
+    assert max(retrain_loss_figure(done).data[0].x) == 4
+
+
+def test_a_long_retrain_stays_small() -> None:
+    done = finale.retrain(0, ("cat", "dog"))
+    for run in (*done["watched"], *done["runs"]):
+        run["losses"] = [[step, 1.23456789 + step % 7] for step in range(1000)]
+        run["curve"] = [{**run["curve"][0], "epoch": epoch} for epoch in range(1, 2001)]
+    assert len(retrain_accuracy_figure(done).to_json()) < 20_000
+    assert len(retrain_loss_figure(done).to_json()) < 30_000
+
+
+@pytest.mark.parametrize("done", [{}, {"watched": [], "runs": []}, {"runs": [{"seed": 1, "curve": [], "losses": []}]}])
+def test_a_retrain_without_curves_is_an_empty_figure(done: dict[str, Any]) -> None:
+    assert not retrain_accuracy_figure(done).data
+    assert not retrain_loss_figure(done).data
+
+
+def test_thinning_keeps_both_ends() -> None:
+    assert thinned(range(5), 9) == [0, 1, 2, 3, 4]
+    assert thinned(range(1001), 5) == [0, 250, 500, 750, 1000]
 
 
 def test_a_large_study_shows_its_best_trials_and_the_whole_front() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import optuna
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -468,10 +467,11 @@ def test_only_gpus_are_shared_by_measurement_and_only_where_no_number_is_given(
     home: Path, device: str, workers: int | None, per_gpu: int | None, devices: tuple[str, ...] | None, shares: bool
 ) -> None:
     options = TeamOptions(("cuda:0" if device == "cuda" else "cpu",), workers, per_gpu)
-    team = assemble(options, storage_url("sqlite:///x.db"), "x", Path("data"), Path("out"))
+    storage = storage_url("sqlite:///x.db")
+    team = assemble(options, storage, "x", Path("data"), Path("out"))
     assert team.shares_gpus is shares
     assert devices is None or team.devices == devices
-    with opened_ledger(options.storage) as (ledger, _):
+    with opened_ledger(storage) as (ledger, _):
         assert (LocalWorkers(ledger, team, print)._monitor is not None) is shares
 
 

@@ -21,6 +21,7 @@ from search.publish import YOURS, publish
 from search.storage import PersistentStorage, opened, shown
 from search.study import DatasetRecord, StudyRecord, create
 from search.study_file import StudyConfig, find_study
+from support import finale
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 GRAPHS = {"search-budget", "search-device-hours", "search-accuracy-cost"}
@@ -261,6 +262,41 @@ def test_trials_that_finish_out_of_order_are_all_published(
     assert "25.00 %" in page.trial_note(0)
     assert set(page.files(0)) == {"curve.png"}
     assert "75.00 %" in page.trial_note(1)
+
+
+def test_the_finale_has_graphs_as_soon_as_there_is_something_to_show(
+    study: optuna.Study, storage: RDBStorage, folder: Path
+) -> None:
+    for value in (0.75, 0.7):
+        add(study, value=value)
+    confirmation = finale.confirmation(study.get_trials())
+    begun = [{**row, "accuracies": {}, "mean": None} for row in confirmation["configurations"]]
+    publish(study, record(), 20, 0, folder, SHOWN, {**confirmation, "configurations": begun})
+    assert set(Page(study, storage, folder).graphs) == GRAPHS
+
+    publish(study, record(), 20, 0, folder, SHOWN, confirmation)
+    assert set(Page(study, storage, folder).graphs) == GRAPHS | {"search-confirmation"}
+
+    study.set_user_attr("retrain", finale.retrain(1, ("cat", "dog")))
+    publish(study, record(), 20, 0, folder, SHOWN, confirmation)
+    stored = contents(storage)
+    graphs = Page(study, storage, folder).graphs
+    assert set(graphs) == GRAPHS | {"search-confirmation", "search-retrain-accuracy", "search-retrain-loss"}
+    assert "trial 1" in graphs["search-confirmation"]["data"][0]["y"]
+
+    publish(study, record(), 20, 0, folder, SHOWN, confirmation)
+    assert contents(storage) == stored
+
+
+def test_what_an_earlier_version_published_gets_the_finales_graphs(
+    study: optuna.Study, storage: RDBStorage, folder: Path
+) -> None:
+    add(study)
+    put(study, folder)
+    study.set_user_attr("published", {k: v for k, v in study.user_attrs["published"].items() if k != "finale_from"})
+    study.set_user_attr("retrain", finale.retrain(0, ("cat", "dog")))
+    put(study, folder)
+    assert set(Page(study, storage, folder).graphs) == GRAPHS | {"search-retrain-accuracy", "search-retrain-loss"}
 
 
 class Crash(BaseException):

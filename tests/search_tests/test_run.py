@@ -200,6 +200,7 @@ def test_data_is_fetched_and_verified_ahead_of_time(search: Command) -> None:
     assert "1,293 fit and 144 validation images, 10 classes" in ended.out
 
 
+@pytest.mark.slow
 def test_a_quick_try_on_real_cifar10(search: Command, tiny: Path, home: Path, cifar10_dir: Path) -> None:
     ended = search("run", "--study", tiny, "--trials", 1, "--data-dir", cifar10_dir, "--max-retrain-epochs", 1)
     assert ended.status == 0, ended.err

@@ -1,0 +1,71 @@
+"""The report of a study: ``report.html``, one page that needs nothing else, and ``report.md``.
+
+`collect` is the only part that reads anything; `search.report.content` makes a document of it (words, tables, figures),
+`search.report.page` and `search.report.markdown` write that down.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from search.ledger import Budget
+from search.report.content import document
+from search.report.data import ReportData, collect
+from search.report.markdown import as_markdown
+from search.report.page import as_html
+from search.study import StudyRecord
+
+__all__ = ["ReportData", "collect", "render", "write_report"]
+
+
+def write_report(
+    out: Path,
+    study: optuna.Study,
+    record: StudyRecord,
+    count: Budget,
+    confirmation: Mapping[str, Any] | None,
+    retrain: Mapping[str, Any] | None,
+    summary: Mapping[str, Any],
+    storage_shown: str,
+) -> list[Path]:
+    """Write a study's report, at whatever point it stands.
+
+    Args:
+        out: the folder of the study's outputs; made where it is not there.
+        study: which.
+        record: what is stored of its definition and its images.
+        count: its budget (`search.ledger.budget`).
+        confirmation: summed up by `search.confirm`; None where there is none.
+        retrain: the study's attribute of that name; None before it is done.
+        summary: of `search.summary.summarise`.
+        storage_shown: the storage's URL without a password.
+
+    Returns:
+        the two files.
+
+    Raises:
+        OSError: they cannot be written; earlier ones are left as they were.
+    """
+    files = render(collect(study, record, count, confirmation, retrain, summary, storage_shown))
+    out.mkdir(parents=True, exist_ok=True)
+    return [_write(out / name, text) for name, text in files.items()]
+
+
+def render(data: ReportData) -> dict[str, str]:
+    """The files' contents by name: the same data gives the same text."""
+    told = document(data)
+    return {"report.html": as_html(told), "report.md": as_markdown(told)}
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

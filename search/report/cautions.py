@@ -1,0 +1,140 @@
+"""What a reader of a report must know before believing it."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from pydantic import ValidationError
+
+from search.report.data import ReportData
+from search.report.words import STOPPED
+from search.settings import TrialSettings, settings_from
+from search.space import PER_BLOCK, parameter_distributions
+from search.summary import FALLBACK_WARNING
+from search.view import params_text
+
+LEAST_PER_PARAMETER = 10
+"""COMPLETE trials for each varied parameter, below which the report says that there are too few: regression's old rule
+of ten observations for each variable."""
+
+EDGE = 0.02
+"""A real number without steps lies on the edge of its range where it is within this share of it."""
+
+
+def cautions(data: ReportData) -> list[tuple[str, str]]:
+    """Title and text of each, the gravest first."""
+    return [
+        *_fallback(data),
+        *_reads(data),
+        *_not_converged(data),
+        *_harmful_pruning(data),
+        *_edges(data),
+        *_too_few(data),
+        *(
+            ("As the study's summary says", text)
+            for text in data.summary.get("warnings") or ()
+            if text != FALLBACK_WARNING
+        ),
+    ]
+
+
+def _fallback(data: ReportData) -> Iterator[tuple[str, str]]:
+    if data.record.dataset.fallback:
+        yield "Not CIFAR-10", f"{FALLBACK_WARNING}."
+
+
+def _reads(data: ReportData) -> Iterator[tuple[str, str]]:
+    networks = len((data.retrain or {}).get("runs") or ()) or (1 if data.retrain else 0)
+    if len(data.reads) > networks:
+        whose = sorted({str(read.get("trial")) for read in data.reads})
+        text = (
+            f"The test images were read {len(data.reads)} times, for {networks} final training(s), of trial "
+            f"{' and '.join(whose)}. Whoever chooses between such readings turns the test images into validation "
+            "images: the first reading is the honest one."
+        )
+        yield "Test images read more than once", text
+
+
+def _not_converged(data: ReportData) -> Iterator[tuple[str, str]]:
+    done = data.retrain or {}
+    if not done.get("watched") or done.get("converged"):
+        return
+    stopped = STOPPED.get(str(done.get("stopped_by")), "it was stopped")
+    if done.get("converged") is None:
+        title, text = "Convergence of the retrain not known", f"No doubling of its length was tried, as {stopped}."
+    else:
+        title, text = "Retrain not converged", f"The last doubling of its length still paid when {stopped}."
+    yield title, f"{text} A longer one may well score higher: raise max_minutes or epochs in [retrain]."
+
+
+def _harmful_pruning(data: ReportData) -> Iterator[tuple[str, str]]:
+    if data.audit and data.audit["harmful"]:
+        yield "Pruning looks harmful", f"The audit says: {data.audit['verdict']}."
+
+
+def _edges(data: ReportData) -> Iterator[tuple[str, str]]:
+    winner = data.winner
+    if winner is None:
+        return
+    found: dict[str, str] = {}
+    for name, form in parameter_distributions(data.record.config.space).items():
+        edge = edge_of(name, form, winner.params[name]) if name in winner.params else None
+        if edge and isinstance(form, IntDistribution | FloatDistribution):
+            value = params_text({name: winner.params[name]})
+            found[name] = f"{value} is the {edge} end of {form.low:g} to {form.high:g}"
+    if found:
+        text = (
+            f"Of trial {winner.number}, {'; '.join(found.values())}. A better value may lie beyond: widen the range, "
+            "under another --name."
+        )
+        yield f"On the edge of the range: {', '.join(found)}", text
+
+
+def edge_of(name: str, form: BaseDistribution, value: float) -> str | None:
+    """``low`` or ``high`` where a number lies on an end of its range beyond which the setting could go on.
+
+    Args:
+        name: of the Optuna parameter.
+        form: its range; choices have no ends.
+        value: of the trial.
+    """
+    if not isinstance(form, IntDistribution | FloatDistribution) or form.single():
+        return None
+    low, high, at = (math.log(x) if form.log else float(x) for x in (form.low, form.high, value))
+    on_grid = isinstance(form, IntDistribution) or form.step is not None
+    near = 1e-9 * max(abs(low), abs(high)) if on_grid else EDGE * (high - low)
+    edge = "low" if at - low <= near else "high" if high - at <= near else None
+    return edge if edge and _goes_on(name, form, edge) else None
+
+
+def _goes_on(name: str, form: IntDistribution | FloatDistribution, edge: str) -> bool:
+    """Whether a value beyond the edge would be one at all: an augmentation strength ends at 1."""
+    if isinstance(form, FloatDistribution) and form.log:
+        beyond = form.low / 1.01 if edge == "low" else form.high * 1.01
+    else:
+        step = form.step or (form.high - form.low) / 100
+        beyond = form.low - step if edge == "low" else form.high + step
+    key = name if name in TrialSettings.model_fields else PER_BLOCK
+    try:
+        settings_from({key: (beyond,) if key == PER_BLOCK else beyond})
+    except ValidationError:
+        return False
+    return True
+
+
+def _too_few(data: ReportData) -> Iterator[tuple[str, str]]:
+    varied = _varied(parameter_distributions(data.record.config.space))
+    complete, least = len(data.complete), LEAST_PER_PARAMETER * varied
+    if 0 < complete < least:
+        text = (
+            f"{complete} trials ran to their end; {least} would be {LEAST_PER_PARAMETER} for each of the {varied} "
+            "parameters that are varied. Take importances and slices for impressions, and the best "
+            "configuration for a good one rather than the best."
+        )
+        yield "Too few trials to tell which settings matter", text
+
+
+def _varied(forms: Mapping[str, BaseDistribution]) -> int:
+    """Parameters that can differ; the widths of all blocks count as one."""
+    named = {name if name in TrialSettings.model_fields else PER_BLOCK for name, f in forms.items() if not f.single()}
+    return len(named)

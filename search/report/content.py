@@ -1,0 +1,97 @@
+"""What a report says, pure: from collected data to a document, the answer first."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from search.figures import number
+from search.report.cautions import cautions
+from search.report.data import ReportData
+from search.report.document import Answer, Document, Items, Section, Text
+from search.report.finale import classes, confirmation, cost, retrain
+from search.report.origin import baselines, repetition
+from search.report.trials import history, parameters, pareto, pruning, time_spent
+from search.report.words import configuration_words, stage
+from search.view import percent
+
+
+def document(data: ReportData) -> Document:
+    """The whole report; a section that has nothing to tell yet says so in a sentence."""
+    told = cautions(data)
+    return Document(
+        title=data.record.name,
+        subtitle=_subtitle(data),
+        answer=_answer(data, [title for title, _ in told]),
+        sections=(
+            Section("confirmation", "Confirmation over fresh seeds", tuple(confirmation(data))),
+            Section("retrain", "Retrain", tuple(retrain(data))),
+            Section("classes", "Test accuracy by class", tuple(classes(data))),
+            Section("cost", "Calibration, size and speed", tuple(cost(data))),
+            Section("search", "The search", tuple(history(data))),
+            Section("parameters", "Parameters", tuple(parameters(data))),
+            Section("pareto", "Accuracy and cost", tuple(pareto(data))),
+            Section("time", "Budget, workers and time", tuple(time_spent(data))),
+            Section("pruning", "Pruning", tuple(pruning(data))),
+            Section("warnings", "Warnings", (Items(tuple(told)) if told else Text("None."),)),
+            Section("baselines", "Beside known networks", tuple(baselines(data))),
+            Section("repeat", "To repeat it", tuple(repetition(data))),
+        ),
+    )
+
+
+def _subtitle(data: ReportData) -> str:
+    parts = [
+        data.record.config.description.rstrip("."),
+        data.record.dataset.name,
+        f"{data.count.done} of {data.count.requested} configurations done",
+        f"{data.written:%Y-%m-%d %H:%M %Z}".rstrip(),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _answer(data: ReportData, told: Sequence[str]) -> Answer:
+    tested = (data.retrain or {}).get("test_accuracy") or {}
+    mean = number(tested.get("mean"))
+    sentences = [*_winner(data), *_optimism(data)]
+    if mean is not None:
+        return Answer("Test accuracy", percent(mean), _interval(tested), tuple(sentences), tuple(told))
+    best = next(iter(data.complete), None)
+    if best is not None:
+        sentences.insert(
+            0,
+            f"Best validation accuracy so far: {percent(best.value or 0.0)} (trial {best.number}). It was chosen for "
+            "being the highest, so it flatters; a test accuracy comes from fresh trainings and images never chosen on.",
+        )
+    return Answer("Test accuracy", "not tested yet", stage(data), tuple(sentences), tuple(told))
+
+
+def _interval(tested: Mapping[str, Any]) -> str:
+    count, low, high = tested.get("n") or 1, number(tested.get("low")), number(tested.get("high"))
+    known = "" if low is None or high is None else f", 95 % interval {percent(low)} to {percent(high)}"
+    if count > 1:
+        return f"mean of {count} seeds{known}"
+    # Another interval than that of several seeds: see `search.retrain.interval`.
+    over_images = " for this network over other such images" if known else ""
+    return f"one seed{known}{over_images}; how much another seed would differ is not known"
+
+
+def _winner(data: ReportData) -> Iterator[str]:
+    winner = data.winner
+    if winner is None:
+        yield "No configuration has run to its end."
+        return
+    if data.retrain:
+        name = "The network"
+    else:
+        name = "Winner of the confirmation" if (data.confirmation or {}).get("winner") is not None else "Best so far"
+    yield f"{name}: trial {winner.number}, {configuration_words(winner)}."
+
+
+def _optimism(data: ReportData) -> Iterator[str]:
+    optimism = (data.confirmation or {}).get("optimism")
+    if optimism:
+        difference = optimism["difference"]
+        yield (
+            f"The search's optimism: its best trial ({optimism['trial']}) scored {percent(optimism['score'])}; over "
+            f"fresh seeds the same configuration reaches {percent(optimism['confirmed'])}, "
+            f"{abs(100 * difference):.2f} points {'less' if difference >= 0 else 'more'}."
+        )

@@ -1,0 +1,130 @@
+"""All that a report tells of a study, collected once, so that rendering reads nothing."""
+
+import datetime
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import OptunaError
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from search.audit import pruning_audit
+from search.figures import number
+from search.ledger import Budget
+from search.study import StudyRecord
+
+LEAST_FOR_IMPORTANCES = 10
+"""COMPLETE trials below which importances would be noise."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """A study at one moment.
+
+    Attributes:
+        record: its definition and its images.
+        trials: all of them; their notes of a worker's own troubles (tracebacks) are not looked at.
+        count: the budget.
+        confirmation, retrain: as `search.confirm` and `search.retrain` store them; None before they are there.
+        progress: of a retrain under way.
+        reads: every read of the test images.
+        importances: share of each parameter, largest first; empty where there are too few trials.
+        audit: of pruning.
+        summary: of the study, as `search.summary` gives it.
+        storage: without a password.
+        written: when all this was collected.
+    """
+
+    record: StudyRecord
+    trials: tuple[FrozenTrial, ...]
+    count: Budget
+    confirmation: Mapping[str, Any] | None
+    retrain: Mapping[str, Any] | None
+    progress: Mapping[str, Any] | None
+    reads: tuple[Mapping[str, Any], ...]
+    importances: Mapping[str, float]
+    audit: Mapping[str, Any] | None
+    summary: Mapping[str, Any]
+    storage: str
+    written: datetime.datetime
+
+    @property
+    def complete(self) -> list[FrozenTrial]:
+        """Trials with an accuracy, best first; of equals the earliest first."""
+        done = [t for t in self.trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
+        return sorted(done, key=lambda trial: (-(trial.value or 0.0), trial.number))
+
+    @property
+    def winner(self) -> FrozenTrial | None:
+        """The trial that was retrained, else the one that the confirmation took, else the search's best."""
+        chosen = (self.retrain or {}).get("trial")
+        if chosen is None:
+            chosen = (self.confirmation or {}).get("winner")
+        by_number = {trial.number: trial for trial in self.trials}
+        return by_number.get(chosen) if chosen in by_number else next(iter(self.complete), None)
+
+    @property
+    def starts(self) -> list[FrozenTrial]:
+        """Trials of the ``[[start]]`` configurations and of preset networks."""
+        return [t for t in self.complete if "start" in t.user_attrs or t.params.get("preset", "none") != "none"]
+
+
+def collect(
+    study: optuna.Study,
+    record: StudyRecord,
+    count: Budget,
+    confirmation: Mapping[str, Any] | None,
+    retrain: Mapping[str, Any] | None,
+    summary: Mapping[str, Any],
+    storage_shown: str,
+) -> ReportData:
+    """Read a study for its report.
+
+    Args:
+        study: which.
+        record: what is stored of its definition and its images.
+        count: its budget (`search.ledger.budget`).
+        confirmation: summed up by `search.confirm`; None where there is none.
+        retrain: the study's attribute of that name; None before it is done.
+        summary: of `search.summary.summarise`.
+        storage_shown: the storage's URL without a password.
+    """
+    attributes = study.user_attrs
+    trials = tuple(study.get_trials(deepcopy=False))
+    return ReportData(
+        record=record,
+        trials=trials,
+        count=count,
+        confirmation=confirmation,
+        retrain=retrain,
+        progress=None if retrain else attributes.get("retrain_progress"),
+        reads=tuple(attributes.get("holdout_reads") or ()),
+        importances=_importances(study, trials),
+        audit=pruning_audit(trials, record.config.confirm.configurations),
+        summary=summary,
+        storage=storage_shown,
+        written=datetime.datetime.now().astimezone(),
+    )
+
+
+def _importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    """Each parameter's share in what makes a trial one of the best tenth, or of the best five."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
+    if len(complete) < LEAST_FOR_IMPORTANCES or len({trial.value for trial in complete}) == 1:
+        return {}
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(complete))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few trials, which the report tells in its own words
+        try:
+            found = get_param_importances(study, evaluator=evaluator, normalize=False)
+        except (OptunaError, ValueError, ZeroDivisionError):
+            return {}
+    whole = sum(found.values())
+    if not math.isfinite(whole) or whole <= 0:
+        return {}
+    # The library orders equals by chance.
+    return {name: value / whole for name, value in sorted(found.items(), key=lambda item: (-item[1], item[0]))}
