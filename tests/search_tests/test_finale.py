@@ -104,16 +104,6 @@ def test_run_confirms_retrains_and_tests_once_a_seed(search: Command, finale: Pa
     assert "flip" not in retrain["watched"][0]
 
 
-def test_the_same_command_again_confirms_and_trains_nothing(search: Command, finale: Path) -> None:
-    search("run", "--study", finale, *DIGITS)
-    before = loaded().user_attrs
-    again = search("run", "--study", finale, *DIGITS)
-    assert again.status == 0
-    assert "retrain: epoch" not in again.out
-    after = loaded().user_attrs
-    assert {**after, "seconds": 0} == {**before, "seconds": 0}
-
-
 def test_each_part_by_itself(search: Command, finale: Path, home: Path) -> None:
     search("run", "--study", finale, *DIGITS, "--no-finale")
     assert summary(home)["confirm"] is None
@@ -179,7 +169,7 @@ class KilledError(BaseException):
     """The process is no more."""
 
 
-@pytest.mark.parametrize("death", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("death", [1, 4, 6])
 def test_a_retrain_that_dies_goes_on_to_the_same_weights(
     search: Command, finale: Path, home: Path, monkeypatch: pytest.MonkeyPatch, death: int
 ) -> None:

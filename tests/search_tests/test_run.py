@@ -21,6 +21,10 @@ def summary(home: Path, name: str = "tiny") -> dict[str, object]:
     return content
 
 
+def attributes() -> dict[str, object]:
+    return dict(optuna.load_study(study_name="tiny", storage="sqlite:///studies/search.db").user_attrs)
+
+
 def test_from_nothing_to_a_retrained_model(search: Command, tiny: Path, home: Path) -> None:
     ended = search("run", "--study", tiny, *DIGITS)
     assert ended.status == 0, ended.err
@@ -55,9 +59,10 @@ def test_plain_optuna_reads_the_study(search: Command, tiny: Path, home: Path) -
 
 def test_the_same_command_again_does_nothing_more(search: Command, tiny: Path, home: Path) -> None:
     first = search("run", "--study", tiny, *DIGITS)
-    before = summary(home)
+    before, stored = summary(home), attributes()
     again = search("run", "--study", tiny, *DIGITS)
     after = summary(home)
+    assert {**attributes(), "seconds": 0} == {**stored, "seconds": 0}
     assert first.status == again.status == 0
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
     assert "retrain: epoch" in first.out

@@ -191,6 +191,7 @@ def text_of(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
+@pytest.mark.slow
 def test_a_password_from_a_file_leaves_no_trace(
     search: Command, tiny: Path, home: Path, guarded: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -551,7 +552,7 @@ def test_without_workers_of_its_own_a_run_waits_for_others(search: Command, tiny
 def test_a_timeout_with_two_workers_leaves_nothing_running(search: Command, tiny: Path, home: Path) -> None:
     tiny.write_text(tiny.read_text().replace("epochs = 2\n", "epochs = 8\n"))
     words = ("run", "--study", tiny, *DIGITS, "--workers", 2)
-    ended = fault_free(search(*words, "--trials", 1000, "--timeout", 2, "--max-retrain-epochs", 1))
+    ended = fault_free(search(*words, "--trials", 1000, "--timeout", 4, "--max-retrain-epochs", 1))
     assert "The time was up before the budget was done; to go on: python -m search run" in ended.out
     assert "test images read once" in ended.out
     trials = loaded().trials
@@ -685,6 +686,7 @@ def fill(disk: Path) -> None:
 IMPATIENT = "\n[workers]\nmax_outage = 1\nheartbeat = 0.2\nlost_after = 2\n"
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_costs_nothing_that_is_stored(
     search: Command, tiny: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
