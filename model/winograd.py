@@ -59,7 +59,7 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = x.to(torch.bfloat16, memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight)
-        return _convolution(x, weight, bias, backward=False)
+        return convolution(x, weight, bias, backward=False)
 
     @staticmethod
     @once_differentiable
@@ -67,12 +67,12 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grads[0].to(torch.bfloat16, memory_format=torch.channels_last)
         need_x, need_weight, need_bias = ctx.needs_input_grad
-        grad_x = _convolution(grad, weight, None, backward=True) if need_x else None
-        grad_weight, grad_bias = _gradient_of_weight(x, grad) if need_weight or need_bias else (None, None)
+        grad_x = convolution(grad, weight, None, backward=True) if need_x else None
+        grad_weight, grad_bias = gradient_of_weight(x, grad) if need_weight or need_bias else (None, None)
         return grad_x, grad_weight, grad_bias if need_bias else None
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, backward: bool) -> Tensor:
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, backward: bool) -> Tensor:
     """The convolution of x; or backward, from the gradient of its output, that of its input."""
     n, _, height, width = x.shape
     outputs, inputs = weight.shape[:2]
@@ -86,7 +86,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, backward: bool)
     return y
 
 
-def _gradient_of_weight(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_of_weight(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of weight (channels last) and bias, float32."""
     n, inputs, height, width = x.shape
     outputs, threads = grad.shape[1], torch.get_num_threads()

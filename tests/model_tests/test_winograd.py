@@ -125,9 +125,9 @@ def test_neighbours_in_memory_are_untouched(
     torch.set_num_threads(threads)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", guarded)
-        winograd._convolution(x, conv.weight.data, conv.bias, backward=False)
-        winograd._convolution(grad, conv.weight.data, None, backward=True)
-        winograd._gradient_of_weight(x, grad)
+        winograd.convolution(x, conv.weight.data, conv.bias, backward=False)
+        winograd.convolution(grad, conv.weight.data, None, backward=True)
+        winograd.gradient_of_weight(x, grad)
     assert len(margins) == 2 * 7
     assert all((margin == 7).all() for margin in margins)
 
