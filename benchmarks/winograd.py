@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.winograd [--threads N] [--seconds 1.5] [typical ...]
 
-PyTorch's side casts the float32 weights to bfloat16, and their gradient back; Winograd's transforms them: what a training
-step does. Times are the least of as many as fit into the seconds; GFLOP/s count a direct convolution's products.
+PyTorch's side casts the float32 weights to bfloat16, and their gradient back; Winograd's transforms them: what a
+training step does. Times are the least of as many as fit into the seconds; GFLOP/s count a direct convolution's
+products.
 """
 
 import argparse
@@ -50,11 +51,11 @@ def directions(shape: Shape) -> dict[str, tuple[Callable[[], Any], Callable[[], 
     return {
         "forward": (
             lambda: F.conv2d(x, weight.bfloat16(), bias.bfloat16(), padding=1),
-            lambda: winograd.convolution(x, weight, bias, backward=False),
+            lambda: winograd.convolution(x, weight, bias),
         ),
         "grad_x": (
             lambda: back(True, False, False),
-            lambda: winograd.convolution(grad, weight, None, backward=True),
+            lambda: winograd.gradient_of_input(grad, weight),
         ),
         "grad_w": (weights, lambda: winograd.gradient_of_weight(x, grad)),
     }

@@ -58,9 +58,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         weights = self.weigh(means).softmax(1)
-        branches = winograd(x, self.conv) if takes_winograd(x, self.conv) else self.conv(x)
-        tail = compiled_tail if takes_tail(branches, self.norm, self.pool_place) else plain_tail
-        out, means_out = tail(branches, self.norm, weights, self.pool_place, self.activation)
+        pool_place = self.pool_place
+        if takes_winograd(x, self.conv):
+            branches = winograd(x, self.conv, pooled=pool_place == "conv")
+            pool_place = None if pool_place == "conv" else pool_place
+        else:
+            branches = self.conv(x)
+        tail = compiled_tail if takes_tail(branches, self.norm, pool_place) else plain_tail
+        out, means_out = tail(branches, self.norm, weights, pool_place, self.activation)
         if self.shortcut:
             out = x + out
             means_out = out.mean((2, 3))

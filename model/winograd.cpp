@@ -10,6 +10,9 @@
 // products, between two transforms that only add and subtract. Transforms are computed in float32 and rounded once to
 // bfloat16 for the products (VDPBF16PS: pairs of bfloat16 products, added up in float32).
 //
+// Behind the convolution may stand a 2x2 max-pool, whose windows are the tiles: then only its output goes to memory,
+// with the place of the pixel in each window that was the largest, and backward its gradient and those places.
+//
 // Activations lie channels last, (n, h, w, c). "Chunk" is 16 channels, what one vector register holds in float32.
 // Threads share out tiles or output channels and never wait for each other; each sum is formed by one thread.
 
@@ -45,12 +48,18 @@ INLINE Floats load(const bfloat16* from, __mmask16 lanes) {
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from)), 16);
 }
 INLINE __m256i rounded(Floats x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
+INLINE Floats as_stored(Floats x) { return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded(x)), 16); }
 // Lane i holds first[i] and second[i]: a pair for VDPBF16PS.
 INLINE __m512i joined(__m256i first, __m256i second) {
   typedef uint16_t Halves __attribute__((vector_size(64)));
   constexpr Halves order = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                             8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   return _mm512_permutex2var_epi16(_mm512_castsi256_si512(first), (__m512i)order, _mm512_castsi256_si512(second));
+}
+
+// Of 16 channels those whose place in their window is `pixel`.
+INLINE __mmask16 lanes_at(const uint8_t* place, int pixel, __mmask16 lanes) {
+  return _mm_mask_cmpeq_epi8_mask(lanes, _mm_maskz_loadu_epi8(lanes, place), _mm_set1_epi8(char(pixel)));
 }
 
 // What a transform reads next lies a row of pixels away, which the processor does not foresee: without this it waits
@@ -62,6 +71,7 @@ struct Images {
   int64_t tile_rows() const { return count * height / 2; }
   int64_t tiles_in_row() const { return width / 2; }
   int64_t at(int64_t tile_row) const { return tile_row * 2 * width * channels; }  // of its upper left pixel
+  int64_t window(int64_t tile_row) const { return tile_row * tiles_in_row() * channels; }  // of its first in the pool's
 };
 
 // The transforms along one axis; applied to columns and then to rows.
@@ -96,21 +106,33 @@ INLINE void along_both(Transform transform, const Floats (&from)[FROM][FROM], Fl
   for (int i = 0; i < TO; ++i) transform(half[i], to[i]);
 }
 
-// B^T x B of one row of tiles, for up to 16 channels: store(tile in row, its 16 positions).
-template <typename Store>
-INLINE void transform_input(const bfloat16* x, Images im, int64_t tile_row, int64_t channel, __mmask16 lanes,
-                            Store store) {
-  const int64_t line = im.width * im.channels, y = tile_row * 2 % im.height;
-  const bfloat16* corner = x + im.at(tile_row) - line + channel;
+// B^T x B of one row of tiles, for up to 16 channels: store(tile in row, its 16 positions). Where x is the gradient of
+// a pool's output, `place` tells which pixel of a window it belongs to; the others are zero.
+template <bool POOLED, typename Store>
+INLINE void transform_input(const bfloat16* x, const uint8_t* place, Images im, int64_t tile_row, int64_t channel,
+                            __mmask16 lanes, Store store) {
+  const int64_t line = (POOLED ? im.width / 2 : im.width) * im.channels, y = tile_row * 2 % im.height;
+  const int64_t corner = (POOLED ? im.window(tile_row) : im.at(tile_row)) - line + channel;
   const bool above = y > 0, below = y + 2 < im.height;
   Floats column[4][4] = {};  // of the tile, each transformed; neighbours share two
   auto read = [&](int64_t at, Floats t[4]) INLINE_LAMBDA {
-    const bfloat16* from = corner + at * im.channels;
-    const Floats zero = {};
-    const Floats d[4] = {above ? load(from, lanes) : zero, load(from + line, lanes), load(from + 2 * line, lanes),
-                         below ? load(from + 3 * line, lanes) : zero};
+    const int64_t from = corner + (POOLED ? at / 2 : at) * im.channels;
+    Floats d[4];
+    for (int i = 0; i < 4; ++i) {
+      const bool inside = i == 0 ? above : i == 3 ? below : true;
+      const int64_t here = from + (POOLED ? (i + 1) / 2 : i) * line;
+      if (!inside)
+        d[i] = Floats{};
+      else if (POOLED)
+        d[i] = load(x + here, lanes_at(place + here, (i + 1) % 2 * 2 + at % 2, lanes));
+      else
+        d[i] = load(x + here, lanes);
+    }
     input_transform(d, t);
-    for (int i = 4; i < 6; ++i) prefetch(from + i * line);  // the next row's
+    if (POOLED)
+      prefetch(x + from + 3 * line), prefetch(place + from + 3 * line);  // the next row's
+    else
+      for (int i = 4; i < 6; ++i) prefetch(x + from + i * line);
   };
   read(0, column[1]);
   for (int64_t tile = 0; tile < im.tiles_in_row(); ++tile) {
@@ -130,17 +152,23 @@ INLINE void transform_input(const bfloat16* x, Images im, int64_t tile_row, int6
 }
 
 // A dy A^T likewise.
-template <typename Store>
-INLINE void transform_gradient(const bfloat16* dy, Images im, int64_t tile_row, int64_t channel, __mmask16 lanes,
-                               Store store) {
+template <bool POOLED, typename Store>
+INLINE void transform_gradient(const bfloat16* dy, const uint8_t* place, Images im, int64_t tile_row, int64_t channel,
+                               __mmask16 lanes, Store store) {
   const int64_t line = im.width * im.channels;
   for (int64_t tile = 0; tile < im.tiles_in_row(); ++tile) {
-    const bfloat16* from = dy + im.at(tile_row) + tile * 2 * im.channels + channel;
     Floats d[2][2], all[4][4];
     for (int i = 0; i < 2; ++i)
       for (int j = 0; j < 2; ++j) {
-        d[i][j] = load(from + i * line + j * im.channels, lanes);
-        prefetch(from + (2 + i) * line + j * im.channels);
+        if (POOLED) {
+          const int64_t at = im.window(tile_row) + tile * im.channels + channel;
+          d[i][j] = load(dy + at, lanes_at(place + at, 2 * i + j, lanes));
+          if (i + j == 0) prefetch(dy + at + line / 2), prefetch(place + at + line / 2);
+        } else {
+          const bfloat16* from = dy + im.at(tile_row) + tile * 2 * im.channels + channel + i * line + j * im.channels;
+          d[i][j] = load(from, lanes);
+          prefetch(from + 2 * line);
+        }
       }
     along_both(gradient_transform, d, all);
     store(tile, all[0]);
@@ -265,9 +293,10 @@ struct Convolution {
   Filters w;
   int64_t all_chunks, parts, part, row_shares, chunk_shares, rows, slices, groups;
   int64_t input_step, filter_step, filter_group, slice_step;
-  bool kept;
+  bool kept, backward;
 
-  Convolution(Images images, Filters filters, int64_t threads) : im(images), w(filters) {
+  Convolution(Images images, Filters filters, bool is_backward, int64_t threads)
+      : im(images), w(filters), backward(is_backward) {
     all_chunks = up(w.outputs, LANES) / LANES;
     parts = w.inputs > LONG ? (w.inputs + PART - 1) / PART : 1;
     part = up((w.inputs + parts - 1) / parts, LANES);
@@ -296,8 +325,8 @@ struct Convolution {
   int64_t sum_words() const { return POSITIONS * slice_step * (parts == 1 ? 1 : slices * groups); }
   int64_t words() const { return input_words() + filter_words() + sum_words(); }
 
-  // A thread's share of the output y.
-  void run(int64_t thread, const bfloat16* x, const float* bias, bfloat16* y, int32_t* scratch) const {
+  // A thread's share of the output y; places of a pool, if there is one, are results, or backward belong to x.
+  void run(int64_t thread, const bfloat16* x, const float* bias, bfloat16* y, uint8_t* place, int32_t* scratch) const {
     int32_t *input = scratch + thread * words(), *filters = input + input_words();
     float* sums = (float*)(filters + filter_words());
     const int64_t row_share = thread % row_shares, chunk_share = thread / row_shares, all_rows = im.tile_rows();
@@ -309,7 +338,10 @@ struct Convolution {
       const int64_t rows_here = std::min(rows, end_row - row), tiles = rows_here * im.tiles_in_row();
       for (int64_t p = 0; p < parts; ++p) {
         const int64_t first = p * part, inputs = std::min(part, w.inputs - first);
-        transform_inputs(x, row, rows_here, first, inputs, input);
+        if (place && backward)
+          transform_inputs<true>(x, place, row, rows_here, first, inputs, input);
+        else
+          transform_inputs<false>(x, nullptr, row, rows_here, first, inputs, input);
         for (int64_t group = 0; group < own_groups; ++group) {
           const int64_t chunk = first_chunk + own_chunks * group / own_groups;
           const int64_t chunks = first_chunk + own_chunks * (group + 1) / own_groups - chunk;
@@ -318,10 +350,11 @@ struct Convolution {
           for (int64_t slice = 0; slice * SLICE < tiles; ++slice) {
             const int64_t tile = slice * SLICE, count = std::min(SLICE, tiles - tile);
             float* sum = sums + (parts == 1 ? 0 : (group * slices + slice) * POSITIONS * slice_step);
+            uint8_t* const result = backward ? nullptr : place;
             if (p == parts - 1)
               for (int64_t t = tile; t < tile + count; ++t)
-                for (int i = 0; i < 4; ++i) {
-                  const bfloat16* to = y + pixel(row, t, i) + chunk * LANES;
+                for (int i = 0; i < (result ? 1 : 4); ++i) {
+                  const bfloat16* to = y + (result ? window(row, t) : pixel(row, t, i)) + chunk * LANES;
                   __builtin_prefetch(to, 1), __builtin_prefetch(to + chunks * LANES - 1, 1);
                 }
             const int32_t* from = input + tile * part / 2;
@@ -332,7 +365,7 @@ struct Convolution {
             if (p == parts - 1)
               for (int64_t t = 0; t < count; ++t)
                 for (int64_t z = 0; z < chunks; ++z)
-                  transform_output(sum + (t * chunks + z) * LANES, row, tile + t, (chunk + z) * LANES, bias, y);
+                  transform_output(sum + (t * chunks + z) * LANES, row, tile + t, (chunk + z) * LANES, bias, y, result);
           }
         }
       }
@@ -345,17 +378,22 @@ struct Convolution {
     return (((row + tile / in_row) * 2 + i / 2) * im.width + tile % in_row * 2 + i % 2) * w.outputs;
   }
 
-  void transform_inputs(const bfloat16* x, int64_t row, int64_t count, int64_t first, int64_t inputs,
-                        int32_t* to) const {
+  // Where a tile's pixel lies behind a pool.
+  INLINE int64_t window(int64_t row, int64_t tile) const { return (row * im.tiles_in_row() + tile) * w.outputs; }
+
+  template <bool POOLED>
+  void transform_inputs(const bfloat16* x, const uint8_t* place, int64_t row, int64_t count, int64_t first,
+                        int64_t inputs, int32_t* to) const {
     const int64_t step = input_step, tile_step = part / 2;
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = 0; c < inputs; c += LANES) {
         int32_t* start = to + r * im.tiles_in_row() * tile_step + c / 2;
-        transform_input(x, im, row + r, first + c, lanes_of(inputs - c),
-                        [=](int64_t tile, const Floats* all) INLINE_LAMBDA {
-                          for (int p = 0; p < POSITIONS; ++p)
-                            _mm256_storeu_si256((__m256i*)(start + tile * tile_step + p * step), rounded(all[p]));
-                        });
+        transform_input<POOLED>(
+            x, place, im, row + r, first + c, lanes_of(inputs - c),
+            [=](int64_t tile, const Floats* all) INLINE_LAMBDA {
+              for (int p = 0; p < POSITIONS; ++p)
+                _mm256_storeu_si256((__m256i*)(start + tile * tile_step + p * step), rounded(all[p]));
+            });
       }
   }
 
@@ -369,16 +407,32 @@ struct Convolution {
                               add);
   }
 
-  // A^T m A + bias of one tile and chunk.
+  // A^T m A + bias of one tile and chunk; with `place` the largest of its four pixels, of equals the first. As with
+  // PyTorch's pool behind its convolution they are rounded before they are compared, and a NaN is the largest.
   INLINE void transform_output(const float* m, int64_t row, int64_t tile, int64_t channel, const float* bias,
-                               bfloat16* y) const {
+                               bfloat16* y, uint8_t* place) const {
     const __mmask16 lanes = lanes_of(w.outputs - channel);
     const Floats shift = bias ? (Floats)_mm512_maskz_loadu_ps(lanes, bias + channel) : Floats{};
     Floats sum[4][4], out[2][2];
     for (int p = 0; p < POSITIONS; ++p) sum[p / 4][p % 4] = (Floats)_mm512_loadu_ps(m + p * slice_step);
     along_both(output_transform, sum, out);
-    for (int i = 0; i < 4; ++i)
-      _mm256_mask_storeu_epi16(y + pixel(row, tile, i) + channel, lanes, rounded(out[i / 2][i % 2] + shift));
+    if (!place) {
+      for (int i = 0; i < 4; ++i)
+        _mm256_mask_storeu_epi16(y + pixel(row, tile, i) + channel, lanes, rounded(out[i / 2][i % 2] + shift));
+      return;
+    }
+    __m512 best = (__m512)as_stored(out[0][0] + shift);
+    __m512i where = _mm512_setzero_si512();
+    for (int i = 1; i < 4; ++i) {
+      const __m512 value = (__m512)as_stored(out[i / 2][i % 2] + shift);
+      const __mmask16 nans = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+      const __mmask16 wins = nans | _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);
+      best = _mm512_mask_mov_ps(best, wins, value);
+      where = _mm512_mask_mov_epi32(where, wins, _mm512_set1_epi32(i));
+    }
+    const int64_t at = window(row, tile) + channel;
+    _mm256_mask_storeu_epi16(y + at, lanes, rounded((Floats)best));
+    _mm512_mask_cvtepi32_storeu_epi8(place + at, lanes, where);
   }
 };
 
@@ -403,8 +457,8 @@ struct FilterGradient {
   int64_t words() const { return POSITIONS * (x_step + dy_step + sum_step); }  // of scratch memory a thread
 
   // A thread's share of both gradients.
-  void run(int64_t thread, const bfloat16* x_data, const bfloat16* dy_data, float* grad_weight, float* grad_bias,
-           int32_t* scratch) const {
+  void run(int64_t thread, const bfloat16* x_data, const bfloat16* dy_data, const uint8_t* place, float* grad_weight,
+           float* grad_bias, int32_t* scratch) const {
     int32_t *x_tiles = scratch + thread * words(), *dy_tiles = x_tiles + POSITIONS * x_step;
     float* sums = (float*)(dy_tiles + POSITIONS * dy_step);
     const int64_t end = std::min(dy_chunks * (thread + 1) / threads * LANES, dy.channels);
@@ -414,7 +468,10 @@ struct FilterGradient {
       for (int64_t row = 0; row < x.tile_rows(); row += rows) {
         const int64_t rows_here = up(std::min(rows, x.tile_rows() - row), 2);
         for (int64_t r = 0; r < rows_here; ++r)
-          transform(x_data, dy_data, row, r, first, outputs, x_tiles, dy_tiles, grad_bias);
+          if (place)
+            transform<true>(x_data, dy_data, place, row, r, first, outputs, x_tiles, dy_tiles, grad_bias);
+          else
+            transform<false>(x_data, dy_data, place, row, r, first, outputs, x_tiles, dy_tiles, grad_bias);
         multiply(x_tiles, dy_tiles, outputs, rows_here * x.tiles_in_row() / 2, row > 0, sums);
       }
       for (int64_t o = 0; o < outputs; ++o)
@@ -439,8 +496,9 @@ struct FilterGradient {
   }
 
   // Both transforms of tile row `first_row` + r; zeros where that is behind the last, beside an odd one.
-  void transform(const bfloat16* x_data, const bfloat16* dy_data, int64_t first_row, int64_t r, int64_t first,
-                 int64_t outputs, int32_t* x_tiles, int32_t* dy_tiles, float* grad_bias) const {
+  template <bool POOLED>
+  void transform(const bfloat16* x_data, const bfloat16* dy_data, const uint8_t* place, int64_t first_row, int64_t r,
+                 int64_t first, int64_t outputs, int32_t* x_tiles, int32_t* dy_tiles, float* grad_bias) const {
     const bool there = first_row + r < x.tile_rows();
     const int64_t row = there ? first_row + r : first_row, first_tile = r * x.tiles_in_row();
     // An even tile leaves its values in the first half of where the pair belongs, and the odd one joins them.
@@ -455,16 +513,16 @@ struct FilterGradient {
       };
     };
     for (int64_t c = 0; c < x.channels; c += LANES)
-      transform_input(x_data, x, row, c, there ? lanes_of(x.channels - c) : 0,
-                      pairs_at(x_tiles + c / LANES * chunk_step, x_step));
+      transform_input<false>(x_data, nullptr, x, row, c, there ? lanes_of(x.channels - c) : 0,
+                             pairs_at(x_tiles + c / LANES * chunk_step, x_step));
     for (int64_t c = 0; c < outputs; c += LANES) {
       const auto store = pairs_at(dy_tiles + c / LANES * chunk_step, dy_step);
       Floats sum = {};
-      transform_gradient(dy_data, dy, row, first + c, there ? lanes_of(outputs - c) : 0,
-                         [=, &sum](int64_t tile, const Floats* all) INLINE_LAMBDA {
-                           sum += all[5];  // A dy A^T holds the sum of its tile there
-                           store(tile, all);
-                         });
+      transform_gradient<POOLED>(dy_data, place, dy, row, first + c, there ? lanes_of(outputs - c) : 0,
+                                 [=, &sum](int64_t tile, const Floats* all) INLINE_LAMBDA {
+                                   sum += all[5];  // A dy A^T holds the sum of its tile there
+                                   store(tile, all);
+                                 });
       for (int64_t i = 0; i < std::min(LANES, outputs - c); ++i) grad_bias[first + c + i] += sum[i];
     }
   }
@@ -483,7 +541,7 @@ struct FilterGradient {
 // A shape is {images, height, width, inputs, outputs, and the filters' strides of inputs, outputs, lines and taps}.
 Convolution convolution(const int64_t* s, const float* weight, bool backward, int64_t threads) {
   const Filters w{weight, s[3], s[4], s[5], s[6], s[7], s[8]}, used = backward ? w.turned() : w;
-  return Convolution({s[0], s[1], s[2], used.inputs}, used, threads);
+  return Convolution({s[0], s[1], s[2], used.inputs}, used, backward, threads);
 }
 FilterGradient filter_gradient(const int64_t* s, int64_t threads) {
   return FilterGradient({s[0], s[1], s[2], s[3]}, {s[0], s[1], s[2], s[4]}, threads);
@@ -502,19 +560,20 @@ extern "C" int64_t winograd_weights_scratch(const int64_t* shape, int64_t thread
   return gradient.words() * gradient.threads * 4;
 }
 
-// y from x, or backward the gradient of x (here y) from that of y (here x).
+// y from x, or backward the gradient of x (here y) from that of y (here x). With `place` a 2x2 max-pool stands behind:
+// y, or backward x, is its output, or the gradient of that, and `place` the pixels chosen.
 extern "C" void winograd(const int64_t* shape, int64_t backward, int64_t threads, const bfloat16* x,
-                         const float* weight, const float* bias, bfloat16* y, int32_t* scratch) {
+                         const float* weight, const float* bias, bfloat16* y, uint8_t* place, int32_t* scratch) {
   const Convolution conv = convolution(shape, weight, backward, threads);
 #pragma omp parallel for num_threads(conv.threads()) schedule(static, 1)
-  for (int64_t thread = 0; thread < conv.threads(); ++thread) conv.run(thread, x, bias, y, scratch);
+  for (int64_t thread = 0; thread < conv.threads(); ++thread) conv.run(thread, x, bias, y, place, scratch);
 }
 
-// The gradients of filters (o, 3, 3, c) and bias.
+// The gradients of filters (o, 3, 3, c) and bias; with `place` dy is the gradient of a pool's output.
 extern "C" void winograd_weights(const int64_t* shape, int64_t threads, const bfloat16* x, const bfloat16* dy,
-                                 float* grad_weight, float* grad_bias, int32_t* scratch) {
+                                 const uint8_t* place, float* grad_weight, float* grad_bias, int32_t* scratch) {
   const FilterGradient gradient = filter_gradient(shape, threads);
 #pragma omp parallel for num_threads(gradient.threads) schedule(static, 1)
   for (int64_t thread = 0; thread < gradient.threads; ++thread)
-    gradient.run(thread, x, dy, grad_weight, grad_bias, scratch);
+    gradient.run(thread, x, dy, place, grad_weight, grad_bias, scratch);
 }

@@ -124,7 +124,10 @@ def retrain(data: ReportData) -> Iterator[Block]:
             [_watched_row(run) for run in watched],
         )  # fmt: skip
     if choices := done.get("choices"):
-        names = {"flip": "the mean over an image and its mirror image", "averaging": "weights averaged over the ends of the last fifth of the epochs"}
+        names = {
+            "flip": "the mean over an image and its mirror image",
+            "averaging": "weights averaged over the ends of the last fifth of the epochs",
+        }
         chosen = [f"{text}: {'yes' if choices[key] else 'no'}" for key, text in names.items() if key in choices]
         yield Text(f"Chosen on the validation images for the final network: {'; '.join(chosen)}.")
     if runs:

@@ -88,6 +88,39 @@ def test_large_shapes_and_any_number_of_threads(shape: tuple[int, int, int, int,
         assert all(map(torch.equal, by_threads[0], others))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9), st.integers(1, 70), st.integers(1, 120), st.integers(1, 5), st.integers(1, 5), st.integers(1, 3)
+)
+def test_with_a_pool_it_is_what_it_is_with_pytorchs_pool_behind_it(
+    images: int, inputs: int, outputs: int, height: int, width: int, threads: int
+) -> None:
+    """To the last bit: output, choices (by the gradients) and all gradients."""
+    torch.set_num_threads(threads)
+    conv, x, _ = data(images, inputs, outputs, 2 * height, 2 * width)
+    x = (x * 2).round().bfloat16()  # so that there are ties
+    conv.weight.data = (conv.weight.data * 8).round() / 8
+    grad = torch.randn(images, outputs, height, width).bfloat16().contiguous(memory_format=torch.channels_last)
+    found = []
+    for fused in (True, False):
+        leaf = x.clone().requires_grad_()
+        y = winograd.winograd(leaf, conv, pooled=fused)
+        y = y if fused else nn.functional.max_pool2d(y, 2)
+        found.append([y.detach(), *torch.autograd.grad(y, [leaf, *conv.parameters()], grad)])
+    for one, other in zip(*found, strict=True):
+        assert one.equal(other)
+
+
+def test_a_pool_takes_a_nan_for_the_largest() -> None:
+    conv, x, _ = data(2, 24, 40, 8, 8)
+    x[1, 3, 5, 2] = math.nan
+    plain = nn.functional.max_pool2d(winograd.winograd(x, conv).detach(), 2)
+    pooled = winograd.winograd(x, conv, pooled=True).detach()
+    assert pooled.isnan().any()
+    assert pooled.isnan().equal(plain.isnan())
+    assert pooled.nan_to_num().equal(plain.nan_to_num())
+
+
 def test_weights_in_any_memory_format() -> None:
     conv, x, grad = data(3, 24, 40, 8, 8)
     first = results(conv, x, grad)
@@ -125,10 +158,14 @@ def test_neighbours_in_memory_are_untouched(
     torch.set_num_threads(threads)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", guarded)
-        winograd.convolution(x, conv.weight.data, conv.bias, backward=False)
-        winograd.convolution(grad, conv.weight.data, None, backward=True)
+        winograd.convolution(x, conv.weight.data, conv.bias)
+        winograd.gradient_of_input(grad, conv.weight.data)
         winograd.gradient_of_weight(x, grad)
-    assert len(margins) == 2 * 7
+        place = winograd._empty(len(x), conv.out_channels, x.shape[2] // 2, x.shape[3] // 2, torch.uint8)
+        pooled = winograd.convolution(x, conv.weight.data, conv.bias, place)
+        winograd.gradient_of_input(pooled, conv.weight.data, place)
+        winograd.gradient_of_weight(x, pooled, place)
+    assert len(margins) == 2 * (7 + 8)
     assert all((margin == 7).all() for margin in margins)
 
 
