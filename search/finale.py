@@ -17,7 +17,7 @@ from model.device import describe_device, keep_freed_pages
 from model.saved import write_json
 from search import confirm, retrain
 from search import study as studies
-from search.errors import RunError, UserError
+from search.errors import RunError, UserError, first_line
 from search.events import Note, Show
 from search.launch import adopt_orphans
 from search.ledger import Ledger, budget, open_ledger
@@ -127,7 +127,7 @@ def publisher_of(search: Search, show: Show) -> Publisher:
     return Publisher(search.study, search.record, search.ledger, search.out / "artifacts", place, show, search.told)
 
 
-def write_outcome(search: Search, publisher: Publisher) -> dict[str, Any]:
+def write_outcome(search: Search, publisher: Publisher, show: Show) -> dict[str, Any]:
     """Bring the dashboard, ``summary.json`` and the report up to date.
 
     Returns:
@@ -138,7 +138,10 @@ def write_outcome(search: Search, publisher: Publisher) -> dict[str, Any]:
     summary = summarise(search.study, search.record, search.ledger, place)
     write_json(search.out / "summary.json", summary)
     count, done = budget(search.ledger), search.study.user_attrs.get(retrain.RETRAIN)
-    write_report(search.out, search.study, search.record, count, summary["confirm"], done, summary, place)
+    try:
+        write_report(search.out, search.study, search.record, count, summary["confirm"], done, summary, place)
+    except OSError as error:  # a full disk: what was found out is in the study
+        show(Note(f"warning: no report: {first_line(error)}"))
     return summary
 
 

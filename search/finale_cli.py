@@ -97,7 +97,7 @@ def _search(name: str | None, storage: str | None, data_dir: Path | None, out: P
             try:
                 yield search
             finally:
-                write_outcome(search, publisher_of(search, _echo))
+                write_outcome(search, publisher_of(search, _echo), _echo)
 
 
 def _echo(event: object) -> None:

@@ -112,9 +112,9 @@ def run(options: RunOptions, show: Show) -> RunEnd:
                             retrain_winner(search, devices[0], options.max_retrain_epochs, show)
             except BaseException:
                 with contextlib.suppress(StorageLostError):
-                    write_outcome(search, publisher)
+                    write_outcome(search, publisher, show)
                 raise
-            summary = write_outcome(search, publisher)
+            summary = write_outcome(search, publisher, show)
     return RunEnd(summary, out, finished)
 
 

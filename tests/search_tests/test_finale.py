@@ -217,7 +217,8 @@ def test_kill_9_in_the_retrain_and_again(tiny: Path, home: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def start(*words: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([*command, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        nowhere = subprocess.DEVNULL
+        return subprocess.Popen([*command, *words], env=environment, stdout=nowhere, stderr=nowhere)
 
     assert start("run", "--study", "tiny.toml", *DIGITS, "--trials", "1", "--no-finale").wait(120) == 0
     shutil.copytree(home / "studies", home / "copy")
@@ -235,7 +236,7 @@ def test_kill_9_in_the_retrain_and_again(tiny: Path, home: Path) -> None:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
-        process.communicate()
+        process.wait()
     assert kills >= 2
     assert start("retrain").wait(200) == 0
     assert (home / "studies" / "tiny" / "best" / "model.safetensors").read_bytes() == straight
