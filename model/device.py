@@ -97,3 +97,8 @@ def keep_freed_pages() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def casts_to_bfloat16() -> bool:
+    """Whether a CPU's autocast is on and computes in bfloat16."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16

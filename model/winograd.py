@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model import compiled
+from model.device import casts_to_bfloat16
 
 SOURCE = Path(__file__).with_name("winograd.cpp")
 
 LEAST_CHANNELS = 8
-"""With the 3 channels of an image PyTorch's own convolution is faster."""
+"""Of fewer, such as an image's, `model.stem` is faster."""
 
 
 def takes(x: Tensor, conv: nn.Conv2d) -> bool:
@@ -28,17 +29,13 @@ def takes(x: Tensor, conv: nn.Conv2d) -> bool:
     return (
         not torch.compiler.is_compiling()  # first: tracing would take the sizes asked for below for constants
         and x.device.type == "cpu"
-        and (x.dtype == torch.bfloat16 or _casts_to_bfloat16())
+        and (x.dtype == torch.bfloat16 or casts_to_bfloat16())
         and conv.in_channels >= LEAST_CHANNELS
         and x.shape[2] % 2 == 0
         and x.shape[3] % 2 == 0
         and conv.weight.dtype == torch.float32
         and compiled.library(SOURCE) is not None
     )
-
-
-def _casts_to_bfloat16() -> bool:
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def winograd(x: Tensor, conv: nn.Conv2d, pooled: bool = False) -> Tensor:
