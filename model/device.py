@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import time
+from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 
@@ -102,3 +104,10 @@ def keep_freed_pages() -> None:
 def casts_to_bfloat16() -> bool:
     """Whether a CPU's autocast is on and computes in bfloat16."""
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[None]:
+    """Autocast off for as long as the context lasts, where it is on; else nothing, of which no trace is exported."""
+    if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
+        return cast(AbstractContextManager[None], torch.autocast(device_type, enabled=False))
+    return contextlib.nullcontext()
