@@ -1,5 +1,6 @@
 """A training on disk after an epoch, to go on from: one safetensors file; nothing is ever unpickled."""
 
+import contextlib
 import json
 import os
 import threading
@@ -116,6 +117,19 @@ def read_about(path: Path) -> dict[str, Any] | None:
             return _header(file)[1]
     except DAMAGE:
         return None
+
+
+def as_read_back(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Data as `read_about` gives it back: tuples are lists there."""
+    plain: dict[str, Any] = json.loads(json.dumps(about))
+    return plain
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, and what a process that was killed in the middle of writing left of one."""
+    with contextlib.suppress(OSError):
+        for leftover in (path, *path.parent.glob(f".{path.name}.*")):
+            leftover.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, network: nn.Module, state: FitState) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model import compiled
-from model.device import casts_to_bfloat16
+from model.device import convolves_in_bfloat16
 
 SOURCE = Path(__file__).with_name("stem.cpp")
 
@@ -25,14 +25,9 @@ MOST_CHANNELS = 7
 def takes(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether this convolution can be done so, and is worth it, with the pool and, less so, without it."""
     return (
-        not torch.compiler.is_compiling()  # first: tracing would take the sizes asked for below for constants
-        and x.device.type == "cpu"
-        and (x.dtype == torch.bfloat16 or casts_to_bfloat16())
+        convolves_in_bfloat16(x, conv)
         and conv.in_channels <= MOST_CHANNELS
         and not (x.requires_grad and torch.is_grad_enabled())  # an image needs no gradient
-        and x.shape[2] % 2 == 0
-        and x.shape[3] % 2 == 0
-        and conv.weight.dtype == torch.float32
         and compiled.library(SOURCE) is not None
     )
 

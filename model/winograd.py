@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model import compiled
-from model.device import casts_to_bfloat16
+from model.device import convolves_in_bfloat16
 
 SOURCE = Path(__file__).with_name("winograd.cpp")
 
@@ -27,14 +27,7 @@ LEAST_CHANNELS = 8
 def takes(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether this convolution can be done so, and is worth it."""
     return (
-        not torch.compiler.is_compiling()  # first: tracing would take the sizes asked for below for constants
-        and x.device.type == "cpu"
-        and (x.dtype == torch.bfloat16 or casts_to_bfloat16())
-        and conv.in_channels >= LEAST_CHANNELS
-        and x.shape[2] % 2 == 0
-        and x.shape[3] % 2 == 0
-        and conv.weight.dtype == torch.float32
-        and compiled.library(SOURCE) is not None
+        convolves_in_bfloat16(x, conv) and conv.in_channels >= LEAST_CHANNELS and compiled.library(SOURCE) is not None
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.holdout import load_holdout
 from data.split import Split, with_validation
+from model.checkpoint import remove_checkpoint
 from model.config import FitConfig, Precision
 from model.cost import count_cost
 from model.device import autocast_dtype, describe_device
@@ -36,7 +37,7 @@ from search.ledger import SLOT
 from search.settings import TrialConfig, trial_config
 from search.space import settings_of
 from search.study import StudyRecord, best_trial, trial_seed
-from search.training import Trained, forget, train
+from search.training import Trained, train
 
 RETRAIN, PARTS, PROGRESS, READS = "retrain", "retrain_parts", "retrain_progress", "holdout_reads"
 """User attributes of a study: the whole result; what of it is done; where it is; every read of the test images."""
@@ -122,7 +123,7 @@ def retrain(
     study.set_user_attr(RETRAIN, done)
     study.set_user_attr(PROGRESS, None)
     for path in _checkpoints(out).glob("retrain-*.safetensors"):
-        forget(path)
+        remove_checkpoint(path)
     return done
 
 

@@ -1,6 +1,5 @@
 """The seat at which networks are trained: a device, and the images on it. Importing this brings torch."""
 
-import contextlib
 import gc
 import os
 import socket
@@ -12,7 +11,7 @@ import torch
 
 from data import source
 from data.split import Split, first_images, load_split
-from model.checkpoint import CheckpointWriter
+from model.checkpoint import CheckpointWriter, remove_checkpoint
 from model.device import describe_device, device_key, keep_freed_pages, resolve_devices
 from model.fit import NonFiniteLossError
 from search import study as studies
@@ -62,11 +61,7 @@ class TrainingSeat:
     def forget(self, slot: int) -> None:
         if self._writer is not None:
             self._writer.wait()
-        with contextlib.suppress(OSError):
-            path = self._checkpoint(slot)
-            # A worker that was killed in the middle of writing leaves a part.
-            for leftover in (path, *path.parent.glob(f".{path.name}.*")):
-                leftover.unlink(missing_ok=True)
+        remove_checkpoint(self._checkpoint(slot))
 
     def free_memory(self) -> None:
         gc.collect()

@@ -1,6 +1,5 @@
 """One training of the finale: from its configuration to a network, going on from its checkpoint after a kill."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from data.split import Split
-from model.checkpoint import CheckpointWriter, load_checkpoint, read_about
+from model.checkpoint import CheckpointWriter, as_read_back, load_checkpoint, read_about
 from model.config import ConfigError
 from model.fit import fit, start_state
 from model.network import BlockNetwork, build_network
@@ -68,7 +67,9 @@ def train(
         NonFiniteLossError: the training diverged.
     """
     device, epochs = split.fit_images.device, config.fit.epochs
-    identity = {"config": _listed(asdict(config)), "images": split.fingerprint, "fit_images": len(split.fit_labels)}
+    identity = as_read_back(
+        {"config": asdict(config), "images": split.fingerprint, "fit_images": len(split.fit_labels)}
+    )
     network = build_network(config.network, config.fit.seed, device)
     # An average of nothing yet; a part of the checkpoint, as the network is.
     average = AveragedModel(network, use_buffers=True)
@@ -102,13 +103,6 @@ def train(
     return Trained(network, cast(BlockNetwork, average.module), curve, losses, seconds)
 
 
-def forget(checkpoint: Path) -> None:
-    """Remove a checkpoint, and what a killed process left of one."""
-    with contextlib.suppress(OSError):
-        for leftover in (checkpoint, *checkpoint.parent.glob(f".{checkpoint.name}.*")):
-            leftover.unlink(missing_ok=True)
-
-
 def _thinned(result: EpochResult, epochs: int) -> list[list[float]]:
     """Means of an epoch's losses over windows of equal length, each with its first step's number, from 0."""
     steps = len(result.losses)
@@ -116,10 +110,3 @@ def _thinned(result: EpochResult, epochs: int) -> list[list[float]]:
     before = (result.epoch - 1) * steps
     parts = [(place, result.losses[place : place + window]) for place in range(0, steps, window)]
     return [[before + place, round(math.fsum(part) / len(part), 5)] for place, part in parts]
-
-
-def _listed(value: Any) -> Any:
-    """Data as JSON gives it back: tuples are lists there."""
-    if isinstance(value, dict):
-        return {key: _listed(inner) for key, inner in value.items()}
-    return [_listed(inner) for inner in value] if isinstance(value, list | tuple) else value

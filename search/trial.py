@@ -1,17 +1,15 @@
 """One attempt at a trial, from parameters to a score."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from optuna.trial import TrialState
 
 from data.split import Split
-from model.checkpoint import CheckpointWriter, load_checkpoint, read_about
+from model.checkpoint import CheckpointWriter, as_read_back, load_checkpoint, read_about
 from model.config import ConfigError
 from model.cost import count_cost
 from model.device import describe_device
@@ -90,7 +88,9 @@ def _train(
     curve: list[EpochResult],
 ) -> TrialResult:
     trial, epochs, device = attempt.trial, chosen.fit.epochs, split.fit_images.device
-    identity = _plain({"config": asdict(chosen), "images": split.fingerprint, "fit_images": len(split.fit_labels)})
+    identity = as_read_back(
+        {"config": asdict(chosen), "images": split.fingerprint, "fit_images": len(split.fit_labels)}
+    )
     network = build_network(chosen.network, chosen.fit.seed, device)
     state = start_state(network, chosen.fit, device)
     about = read_about(checkpoints.path)
@@ -137,12 +137,6 @@ def _train(
         if pruned:
             return TrialResult(TrialState.PRUNED, result.validation_accuracy, result.epoch, trained)
     return TrialResult(TrialState.COMPLETE, curve[-1].validation_accuracy, epochs, trained)
-
-
-def _plain(content: dict[str, Any]) -> dict[str, Any]:
-    """Data as JSON gives it back (tuples are lists there)."""
-    plain: dict[str, Any] = json.loads(json.dumps(content))
-    return plain
 
 
 @contextmanager
