@@ -25,7 +25,7 @@ from model.fit import fit
 from model.network import build_network
 
 NETWORK = NetworkConfig((48, 96, 96, 192, 192), 2, (True, False, True, True, False), activation="gelu")
-FIT = FitConfig(epochs=4, lr=0.3, augment=0.2)
+FIT = FitConfig(epochs=4, lr=0.1, augment=0.2)
 
 
 @contextmanager

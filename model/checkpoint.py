@@ -206,6 +206,9 @@ def _empty_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[s
             }
             for row, parameter in enumerate(parameters)
         }
-    if not optimizer.defaults["momentum"]:
-        return {}
-    return {row: {"momentum_buffer": torch.empty_like(parameter)} for row, parameter in enumerate(parameters)}
+    groups = [group for group in optimizer.param_groups for _ in group["params"]]
+    return {
+        row: {"momentum_buffer": torch.empty_like(parameter)}
+        for row, (parameter, group) in enumerate(zip(parameters, groups, strict=True))
+        if group["momentum"] or "branches" in group
+    }

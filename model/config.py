@@ -5,7 +5,7 @@ from typing import Literal
 
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 PoolPlace = Literal["branch", "conv", "sum"]
-Optimizer = Literal["sgd", "adamw"]
+Optimizer = Literal["muon", "sgd", "adamw"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -63,10 +63,13 @@ class FitConfig:
     Attributes:
         epochs: full length of the training; the learning rate's schedule is stretched over it.
         batch_size: images in a step.
-        optimizer: ``sgd`` (Nesterov momentum) or ``adamw``.
-        lr: peak learning rate.
-        momentum: of ``sgd``.
-        weight_decay: of weights with two or more dimensions; biases and norms are left alone.
+        optimizer: ``muon`` (see `model.muon`: filters by Muon, the rest by SGD), ``sgd`` (Nesterov momentum) or
+            ``adamw``.
+        lr: peak learning rate; with ``muon`` that of the filters.
+        rest_lr: with ``muon``, peak learning rate of all but the filters.
+        momentum: of SGD.
+        weight_decay: of weights with two or more dimensions; biases and norms are left alone, with ``muon`` filters
+            too.
         label_smoothing: share of the target spread over all classes.
         augment: augmentation strength in [0, 1]; see `data.augment.recipe`.
         warmup: share of the steps in which the rate climbs to its peak.
@@ -78,8 +81,9 @@ class FitConfig:
 
     epochs: int
     batch_size: int = 128
-    optimizer: Optimizer = "sgd"
+    optimizer: Optimizer = "muon"
     lr: float = 0.1
+    rest_lr: float = 0.3
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1

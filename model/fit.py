@@ -1,8 +1,9 @@
 """Training one network: a generator of epochs that knows nothing of studies."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from data.split import Split
 from model.config import FitConfig
 from model.device import autocast_dtype, mark, seconds_between
 from model.evaluate import measure
+from model.muon import Muon
+from model.network import Block
 from model.replay import replayed
 from model.result import EpochResult
 from model.schedule import lr_factor
@@ -67,18 +70,19 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
     batches = Batches(
         split.fit_images, split.fit_labels, config.batch_size, config.augment, split.mirror, state.generator
     )
-    rates = learning_rates(config, batches.steps)
+    factors = lr_factors(config, batches.steps)
     # All that changes from step to step lies on the device: the host has no part in a step but to start it.
-    all_rates = torch.tensor(rates, device=device)
+    peaks = torch.tensor([group["peak_lr"] for group in optimizer.param_groups], device=device)
+    all_rates = torch.tensor(factors, device=device)[:, None] * peaks
     number = torch.tensor([state.epoch * batches.steps], device=device)
-    rate = all_rates[0].clone()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    rates = all_rates[0].clone()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # a view of what `step` fills
     losses = torch.zeros(batches.steps, device=device)
     hits = torch.zeros(1, device=device)
 
     def step() -> None:
-        rate.copy_(all_rates.index_select(0, number)[0])  # all_rates[number] would ask the host for the number
+        rates.copy_(all_rates.index_select(0, number)[0])  # all_rates[number] would ask the host for the number
         place = number.remainder(batches.steps)
         number.add_(1)
         images, labels = batches.take()
@@ -114,16 +118,16 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
             images_per_second=images / seconds_between(start, trained),
-            lr=rates[epoch * batches.steps - 1],
+            lr=config.lr * factors[epoch * batches.steps - 1],
             seconds=seconds_between(start, end),
             losses=tuple(step_losses),
         )
 
 
-def learning_rates(config: FitConfig, epoch_steps: int) -> list[float]:
-    """The learning rate of every step of a training."""
+def lr_factors(config: FitConfig, epoch_steps: int) -> list[float]:
+    """The share of its peak that the learning rate has in every step of a training."""
     steps = config.epochs * epoch_steps
-    return [config.lr * lr_factor(step, steps, config.warmup, config.schedule) for step in range(steps)]
+    return [lr_factor(step, steps, config.warmup, config.schedule) for step in range(steps)]
 
 
 def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> None:
@@ -136,13 +140,29 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tenso
 
 
 def build_optimizer(network: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """PyTorch's fused SGD (Nesterov) or AdamW; weight decay on matrices and filters only."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """Muon, or PyTorch's fused SGD (Nesterov) or AdamW; weight decay on matrices and filters only.
+
+    Every parameter group has its peak learning rate as ``peak_lr``.
+    """
+    if config.optimizer == "muon":
+        filters = {block.conv.weight: block.convs for block in network.modules() if isinstance(block, Block)}
+        rest = parameter_groups(network, config.rest_lr, config.weight_decay, without=filters)
+        dtype = autocast_dtype(config.precision, next(network.parameters()).device) or torch.float32
+        return Muon(filters, rest, config.lr, config.momentum, dtype)
+    groups = parameter_groups(network, config.lr, config.weight_decay)
     if config.optimizer == "adamw":
-        on_gpu = parameters[0].is_cuda  # "capturable": all of its state on the device
+        on_gpu = next(network.parameters()).is_cuda  # "capturable": all of its state on the device
         return torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=on_gpu)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def parameter_groups(
+    network: nn.Module, lr: float, weight_decay: float, without: Iterable[Tensor] = ()
+) -> list[dict[str, Any]]:
+    """A network's parameters: matrices and filters, with weight decay, and vectors."""
+    left_out = {id(parameter) for parameter in without}
+    parameters = [p for p in network.parameters() if p.requires_grad and id(p) not in left_out]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "lr": lr, "peak_lr": lr},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr": lr, "peak_lr": lr},
+    ]

@@ -54,8 +54,9 @@ class TrialSettings(BaseModel):
     """Fully connected layers of the output block, the last one included."""
 
     batch_size: int = Field(default=128, ge=1, le=65536)
-    optimizer: Optimizer = "sgd"
+    optimizer: Optimizer = "muon"
     lr: float = Field(default=0.1, gt=0, le=100)
+    rest_lr: float = Field(default=0.3, gt=0, le=100)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, le=10)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
@@ -85,6 +86,7 @@ def trial_config(settings: TrialSettings, epochs: int, seed: int, classes: int) 
         batch_size=settings.batch_size,
         optimizer=settings.optimizer,
         lr=settings.lr,
+        rest_lr=settings.rest_lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         label_smoothing=settings.label_smoothing,

@@ -71,7 +71,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "sgd", "adamw"])
 def test_a_resumed_training_equals_the_uninterrupted_one(
     digits: Split, tmp_path: Path, optimizer: str, precision: str
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_used_state_goes_back_to_before_the_first_step(digits: Split, tmp_path
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "sgd", "adamw"])
 def test_a_checkpoint_from_a_gpu_comes_back(digits: Split, tmp_path: Path, optimizer: str) -> None:
     config, device = replace(FIT, optimizer=optimizer), torch.device("cuda")
     tensors = {name: value.to(device) for name, value in vars(digits).items() if isinstance(value, torch.Tensor)}
@@ -238,7 +238,7 @@ class SlowWrite:
         self.at_once -= 1
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "sgd", "adamw"])
 def test_what_is_written_later_is_the_training_as_it_was(
     digits: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:

@@ -63,7 +63,7 @@ def test_ranges_become_distributions() -> None:
         ("shortcut", [True, False]),
         ("head_layers", {"low": 1, "high": 3}),
         ("pool_place", ["branch", "conv", "sum"]),
-        ("optimizer", ["sgd", "adamw"]),
+        ("optimizer", ["muon", "sgd", "adamw"]),
     ],
 )
 def test_any_setting_can_be_varied_from_the_file_alone(name: str, value: Any) -> None:
