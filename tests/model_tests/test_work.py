@@ -76,8 +76,8 @@ def test_every_step_is_the_same_work(stripes: Split, monkeypatch: pytest.MonkeyP
     assert first != []
 
 
-# Counted with PyTorch 2.15: 350 and 403, of which Muon is 110. Notably more is a step that became slower, or another PyTorch: look, then
-# change the number.
+# Counted with PyTorch 2.15: 350 and 403, of which Muon is 110. Notably more is a step that became slower, or another
+# PyTorch: look, then change the number.
 OPERATIONS = {"compiled": 360, "plain": 415}
 
 
