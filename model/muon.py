@@ -90,7 +90,7 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         x = x.mT
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     result: Tensor = x.mT if tall else x
     return result.to(matrices.dtype)
 
