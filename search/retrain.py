@@ -34,6 +34,7 @@ from search.convergence import Limits, Noise, Verdict, Watched, first_length, ju
 from search.errors import RunError
 from search.events import Note, RetrainEpoch, RetrainStarted, Show
 from search.ledger import SLOT
+from search.objective import score
 from search.settings import TrialConfig, trial_config
 from search.space import settings_of
 from search.study import StudyRecord, best_trial, trial_seed
@@ -162,7 +163,7 @@ def _noise(winner: FrozenTrial, confirmed: Mapping[str, Any] | None, split: Spli
     rows = {row["trial"]: row for row in confirmed["configurations"]} if confirmed else {}
     mean = rows[winner.number]["mean"] if winner.number in rows else None
     measured = confirmed["noise"] if confirmed and mean is not None else None
-    return Noise(measured, mean if mean is not None else winner.value or 0.0, len(split.validation_labels))
+    return Noise(measured, mean if mean is not None else score(winner) or 0.0, len(split.validation_labels))
 
 
 def _seed(record: StudyRecord, winner: FrozenTrial, number: int) -> int:
