@@ -88,19 +88,21 @@ def aim(objective: Objective, attributes: Mapping[str, Any]) -> Aim:
 
 def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The COMPLETE trials, the highest validation accuracy first; of equals the earliest."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and score(trial) is not None]
-    return sorted(complete, key=lambda trial: (-(score(trial) or 0.0), trial.number))
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and math.isfinite(_accuracy(trial))]
+    return sorted(complete, key=lambda trial: (-_accuracy(trial), trial.number))
+
+
+def _accuracy(trial: FrozenTrial) -> float:
+    accuracy = score(trial)
+    return math.nan if accuracy is None else accuracy
 
 
 def points_of(trials: Sequence[FrozenTrial], cost: Cost) -> list[Point]:
     """COMPLETE trials of known cost as points, named by their numbers."""
     return [
-        Point(trial.number, accuracy, price)
-        for trial in trials
-        if trial.state == TrialState.COMPLETE
-        and (accuracy := score(trial)) is not None
-        and math.isfinite(accuracy)
-        and (price := cost_of(trial, cost)) is not None
+        Point(trial.number, _accuracy(trial), price)
+        for trial in ranked(trials)
+        if (price := cost_of(trial, cost)) is not None
     ]
 
 

@@ -138,12 +138,15 @@ class Attempt:
         return self.database.gathering(self.trial_id)
 
     def report(self, epoch: int, accuracy: float) -> None:
-        """Store an epoch's accuracy, as `optuna.Trial.report` does, which refuses studies with two objectives.
+        """Store an epoch's accuracy, also where there are two objectives, for which Optuna refuses to.
 
         Raises:
             UpdateFinishedTrialError: somebody has ended the trial.
         """
-        self.trial.storage.set_trial_intermediate_value(self.trial_id, epoch, accuracy)
+        if len(self.trial.study.directions) == 1:
+            self.trial.report(accuracy, epoch)  # the pruner looks at what this keeps
+        else:
+            self.trial.storage.set_trial_intermediate_value(self.trial_id, epoch, accuracy)
 
     def store_notes(self) -> None:
         """Write the notes.

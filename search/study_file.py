@@ -107,10 +107,10 @@ class StudyConfig(_Table):
     """A study definition."""
 
     description: str = ""
-    objective: Objective = "accuracy"
-    """Fixed for the life of a study: accuracy alone, or with a cost for a Pareto search."""
     trials: int = Field(default=200, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
+    objective: Objective = "accuracy"
+    """Fixed for the life of a study: accuracy alone, or with a cost for a Pareto search."""
     trial: TrialLength
     space: SearchSpace
     sampler: SamplerConfig = SamplerConfig()

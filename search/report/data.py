@@ -13,7 +13,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from search.audit import pruning_audit
-from search.choice import Aim, aim, candidates
+from search.choice import Aim, aim, candidates, ranked
 from search.figures import number
 from search.ledger import Budget
 from search.objective import score
@@ -59,8 +59,7 @@ class ReportData:
     @property
     def complete(self) -> list[FrozenTrial]:
         """Trials with an accuracy, best first; of equals the earliest first."""
-        done = [t for t in self.trials if t.state == TrialState.COMPLETE and number(score(t)) is not None]
-        return sorted(done, key=lambda trial: (-(score(trial) or 0.0), trial.number))
+        return ranked(self.trials)
 
     @property
     def winner(self) -> FrozenTrial | None:
