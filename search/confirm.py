@@ -101,7 +101,7 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
         configurations: best mean first, each with ``trial``, ``params``, ``parameters``, ``flops``,
             ``search_accuracy``, ``accuracies`` by seed, ``mean``, ``std``, ``n``, and ``behind``: the difference of the
             best mean and this one, with its 95 % interval; ``latency`` where the search measured it.
-        rule, limits: how they were chosen (`search.choice`).
+        chosen_by, limits: how they were chosen (`search.choice`).
         unconfirmed: trials among them that no training was asked for yet, as the limits have changed since.
         noise, noise_of_difference: see `search.comparison.Comparison`.
         best_mean, winner, tie, tied: trials of the search.
@@ -132,7 +132,7 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
     result = compare(compared, seeds)
     return {
         "study": name_of(record.name),
-        "rule": wanted.rule,
+        "chosen_by": wanted.rule,
         "limits": dict(wanted.limits.most),
         "unconfirmed": [number for number in trials if all(entry["trial"] != number for entry in entries)],
         "runs": len(entries),

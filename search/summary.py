@@ -18,7 +18,7 @@ from search.workers import listed
 
 RETRAIN_KEYS = (
     "trial", "epochs", "converged", "stopped_by", "train_accuracy", "test_accuracy", "calibration_error", "parameters",
-    "flops", "latency", "seconds",
+    "flops", "latency", "seconds", "chosen_by", "limits",
 )  # fmt: skip
 """Of a study's attribute ``retrain``, what the summary tells."""
 
@@ -57,12 +57,11 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
             "parameters": best.user_attrs["parameters"],
             "flops": best.user_attrs["flops"],
             **({"latency": best.user_attrs["latency"]} if "latency" in best.user_attrs else {}),
-            "rule": wanted.rule,
-            "rule_text": wanted.text,
+            "chosen_by": wanted.rule,
         },
         "front": wanted.cost and _front(trials, wanted.cost),
         "confirm": confirmation(ledger.database, study),
-        "retrain": done and {key: done[key] for key in RETRAIN_KEYS},
+        "retrain": done and {key: done[key] for key in RETRAIN_KEYS if key in done},
         "retrain_progress": study.user_attrs.get("retrain_progress"),
         "holdout_reads": len(study.user_attrs.get("holdout_reads", [])),
         "seconds": round(study.user_attrs.get("seconds", 0.0), 1),

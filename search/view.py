@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from search.choice import Limits
+from search.choice import RULES, Limits
 from search.events import (
     Best,
     EpochFinished,
@@ -272,8 +272,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         rows.append(
             ("best", f"trial {best['trial']}: {accuracy} validation accuracy, {best['parameters']:,} parameters")
         )
-        if best["rule"] != "accuracy":
-            rows.append(("", f"chosen as {best['rule_text']}"))
+        if best["chosen_by"] != "accuracy":
+            rows.append(("", f"chosen as {RULES[best['chosen_by']]}"))
         rows.append(("", params_text(best["params"])))
     if front := summary["front"]:
         rows.append(("front", front_text(front, most=5)))
@@ -350,9 +350,8 @@ def confirmation_text(confirmed: Mapping[str, Any]) -> str:
         others = [str(number) for number in confirmed["tied"] if number != winner["trial"]]
         text += f", a tie with trial{'s' if len(others) > 1 else ''} {', '.join(others)}, of which it is the cheapest"
     if optimism := confirmed["optimism"]:
-        text += (
-            f"; the best score of the search flattered its configuration by {100 * optimism['difference']:+.2f} points"
-        )
+        flatterer = "its score in" if confirmed.get("chosen_by") == "knee" else "the best score of"
+        text += f"; {flatterer} the search flattered its configuration by {100 * optimism['difference']:+.2f} points"
     return text
 
 

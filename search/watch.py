@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search.choice import aim_of
+from search.choice import aim_of, candidates
 from search.events import (
     Best,
     EpochFinished,
@@ -19,7 +19,6 @@ from search.events import (
 )
 from search.ledger import CAUSE, FAULT, Budget, Ledger, budget
 from search.objective import score
-from search.study import best_trial
 from search.workers import WorkerRow, listed
 
 
@@ -98,9 +97,9 @@ def worker_name(row: WorkerRow) -> str:
 
 def best_so_far(study: optuna.Study) -> Best | None:
     """The best COMPLETE trial, as it is shown."""
-    trial = best_trial(study)
+    wanted = aim_of(study)
+    trial = next(iter(candidates(study.get_trials(deepcopy=False), wanted, 1)), None)
     if trial is None or (accuracy := score(trial)) is None:
         return None
-    wanted = aim_of(study)
     rule = "" if wanted.rule == "accuracy" else wanted.text
     return Best(trial.number, accuracy, trial.user_attrs["parameters"], rule)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
+from search.choice import Limits
 from search.report.data import ReportData
 from search.report.words import STOPPED, counted
 from search.settings import TrialSettings, settings_from
@@ -28,6 +29,7 @@ def cautions(data: ReportData) -> list[tuple[str, str]]:
         *_fallback(data),
         *_reads(data),
         *_several_devices(data),
+        *_other_limits(data),
         *_not_converged(data),
         *_harmful_pruning(data),
         *_edges(data),
@@ -67,6 +69,20 @@ def _several_devices(data: ReportData) -> Iterator[tuple[str, str]]:
             "be on the front, or its knee, for the device that it met."
         )
         yield "Latencies of several kinds of devices", text
+
+
+def _other_limits(data: ReportData) -> Iterator[tuple[str, str]]:
+    """A network that was retrained before the limits changed."""
+    kept = (data.retrain or {}).get("limits")
+    if kept is None or kept == data.aim.limits.most:
+        return
+    before = Limits(**kept).text or "none"
+    text = (
+        f"The network was chosen with these limits: {before}. Since then they were changed to: "
+        f"{data.aim.limits.text or 'none'}. `python -m search confirm` and `retrain` bring it up to date, and read the "
+        "test images again where another network wins."
+    )
+    yield "Retrained under other limits", text
 
 
 def _not_converged(data: ReportData) -> Iterator[tuple[str, str]]:

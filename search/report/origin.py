@@ -87,7 +87,8 @@ def repetition(data: ReportData) -> Iterator[Block]:
     file = f"{record.name}.toml"
     words = ["python", "-m", "search", "run", "--study", file, "--name", f"{record.name}-again"]
     yield Text(f"Install commit {environment.get('commit', 'unknown')}, save the definition below as {file}, and run:")
-    yield Code("Command", shlex.join([*words, "--dataset", record.dataset.name]), "bash")
+    limits = [word for cost, most in data.aim.limits.most.items() for word in (f"--max-{cost}", f"{most}")]
+    yield Code("Command", shlex.join([*words, "--dataset", record.dataset.name, *limits]), "bash")
     yield Code(file, as_toml(record.config), "toml")
     devices = Counter(str(t.user_attrs["device"]) for t in data.trials if t.user_attrs.get("device"))
     images = f"{record.dataset.fit:,} fit and {record.dataset.validation:,} validation images"
