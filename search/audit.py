@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from search.figures import number, outcome, validation_curve
+from search.objective import score
 
 WOULD_STOP = "would_stop"
 """User attribute of a trial: the epoch after which the pruner wanted to stop it."""
@@ -38,12 +39,12 @@ def pruning_audit(trials: Sequence[FrozenTrial], top: int) -> dict[str, Any] | N
         trials would have trained without pruning; ``correlation``: Spearman's, of the accuracies after each epoch and
         at the end, over COMPLETE trials; ``verdict`` in words and ``harmful``, which is None where nobody can tell.
     """
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(score(t)) is not None]
     # Infeasible and diverged trials were not the pruner's.
     pruned = [t for t in trials if outcome(t) == "pruned" and "fault" not in t.user_attrs]
     if not complete and not pruned:
         return None
-    best = {t.number for t in sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))[:top]}
+    best = {t.number for t in sorted(complete, key=lambda t: (-(score(t) or 0.0), t.number))[:top]}
     audited = [t for t in complete if t.user_attrs.get(WOULD_STOP) is not None]
     false_prunes = [t.number for t in audited if t.number in best]
     longest = max((epoch for t in trials for epoch in validation_curve(t)), default=0)
@@ -103,7 +104,7 @@ def _verdict(harmful: bool | None, stopping: bool, audited: int, false_prunes: i
 
 def _correlation(complete: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """For each epoch before the last one: Spearman's correlation with the final accuracy, None where there is none."""
-    curves = [(validation_curve(trial), float(trial.value or 0.0)) for trial in complete]
+    curves = [(validation_curve(trial), float(score(trial) or 0.0)) for trial in complete]
     last = max((epoch for curve, _ in curves for epoch in curve), default=0)
     rows = []
     for epoch in sorted({epoch for curve, _ in curves for epoch in curve if epoch < last}):

@@ -22,6 +22,8 @@ from search.options import (
     Device,
     Form,
     Format,
+    MaxLatency,
+    MaxParams,
     MaxRetrainEpochs,
     Name,
     Out,
@@ -31,6 +33,7 @@ from search.options import (
     count_or_auto,
     database,
     interrupt,
+    limits_given,
     refuse_absent,
     terminal,
 )
@@ -75,6 +78,15 @@ def run_command(
         float | None, typer.Option(min=1, help="Seconds after which the search stops; the finale follows.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of sampler and trainings.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="accuracy (default), or accuracy,params, accuracy,flops or accuracy,latency: a Pareto search, whose "
+            "finale takes the knee of the front. Fixed when a study is created."
+        ),
+    ] = None,
+    max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
     no_finale: Annotated[bool, typer.Option("--no-finale", help="Stop after the search.")] = False,
     out: Out = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs a trial.")] = None,
@@ -85,11 +97,14 @@ def run_command(
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve optuna-dashboard meanwhile.")] = False,
 ) -> None:
     """Create or resume a study, work its budget off, confirm the best, retrain the winner, test it, report."""
+    from search.objective import parse_objective
     from search.run import RunOptions, run
     from search.view import summary_table, view
 
     signal.signal(signal.SIGTERM, interrupt)
     console = terminal()
+    wanted = None if objective is None else parse_objective(objective)
+    limits = limits_given(max_params, max_latency)
     with database(storage) as url:
         options = RunOptions(
             storage=url,
@@ -97,6 +112,8 @@ def run_command(
             name=name,
             trials=trials,
             seed=seed,
+            objective=wanted,
+            limits=limits,
             data_dir=data_dir,
             dataset=dataset,
             device=device,

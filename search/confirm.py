@@ -17,10 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search import ledger as ledgers
 from search import study as studies
+from search.choice import Aim, aim_of, candidates
 from search.comparison import Candidate, Comparison, compare
 from search.ledger import START, open_ledger
+from search.objective import ATTRIBUTES, score
 from search.storage import PersistentStorage, exclusive
-from search.study import CONFIRM, MAX_SEED, StudyRecord, ranked_trials
+from search.study import CONFIRM, MAX_SEED, StudyRecord
 from search.study_file import PrunerConfig, SamplerConfig, StudyConfig
 
 ENTRIES = "confirms"
@@ -39,15 +41,9 @@ def seeds_of(config: StudyConfig) -> tuple[int, ...]:
     return tuple((config.seed * 1_000_003 + FIRST_SEED + row) % MAX_SEED for row in range(config.confirm.seeds))
 
 
-def best_configurations(study: optuna.Study, most: int) -> list[FrozenTrial]:
-    """The best COMPLETE trials of a search, best first, each configuration once."""
-    chosen: list[FrozenTrial] = []
-    for trial in ranked_trials(study):
-        if len(chosen) == most:
-            break
-        if all(trial.params != other.params for other in chosen):
-            chosen.append(trial)
-    return chosen
+def best_configurations(study: optuna.Study, wanted: Aim, most: int) -> list[FrozenTrial]:
+    """What a search's confirmation compares, best first (`search.choice.candidates`)."""
+    return candidates(study.get_trials(deepcopy=False), wanted, most)
 
 
 def prepare(storage: PersistentStorage, study: optuna.Study) -> StudyRecord | None:
@@ -63,7 +59,7 @@ def prepare(storage: PersistentStorage, study: optuna.Study) -> StudyRecord | No
     record = studies.record_of(study)
     assert record is not None
     with exclusive(storage.location, f"{record.name}.creation"):
-        best = best_configurations(study, record.config.confirm.configurations)
+        best = best_configurations(study, aim_of(study), record.config.confirm.configurations)
         if not best:
             return None
         found = studies.find(storage, name_of(record.name))
@@ -86,6 +82,7 @@ def prepare(storage: PersistentStorage, study: optuna.Study) -> StudyRecord | No
 def _definition(config: StudyConfig, entries: Sequence[Mapping[str, Any]]) -> StudyConfig:
     return config.model_copy(
         update={
+            "objective": "accuracy",  # what is confirmed; a cost is no matter of chance
             "trials": len(entries),
             "sampler": SamplerConfig(kind="random"),  # all parameters are given
             "pruner": PrunerConfig(kind="none"),
@@ -103,7 +100,9 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
         seeds: that every configuration gets.
         configurations: best mean first, each with ``trial``, ``params``, ``parameters``, ``flops``,
             ``search_accuracy``, ``accuracies`` by seed, ``mean``, ``std``, ``n``, and ``behind``: the difference of the
-            best mean and this one, with its 95 % interval.
+            best mean and this one, with its 95 % interval; ``latency`` where the search measured it.
+        chosen_by, limits: how they were chosen (`search.choice`).
+        unconfirmed: trials among them that no training was asked for yet, as the limits have changed since.
         noise, noise_of_difference: see `search.comparison.Comparison`.
         best_mean, winner, tie, tied: trials of the search.
         optimism: the best trial's score in the search beside its confirmed mean.
@@ -119,18 +118,23 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
     for trial in ended:
         entry = entries[trial.user_attrs[START]]
         # Where a configuration broke twice, its slot has drawn another one.
-        if trial.state == TrialState.COMPLETE and trial.value is not None and trial.params == entry["params"]:
-            scores.setdefault(entry["trial"], {})[entry["seed"]] = trial.value
-    best = best_configurations(study, record.config.confirm.configurations)
+        accuracy = score(trial) if trial.state == TrialState.COMPLETE else None
+        if accuracy is not None and trial.params == entry["params"]:
+            scores.setdefault(entry["trial"], {})[entry["seed"]] = accuracy
+    wanted = aim_of(study)
+    best = best_configurations(study, wanted, record.config.confirm.configurations)
     trials = {trial.number: trial for trial in best}
     seeds = seeds_of(record.config)
-    candidates = [
+    compared = [
         Candidate(number, trial.user_attrs["flops"], {s: v for s, v in scores.get(number, {}).items() if s in seeds})
         for number, trial in trials.items()
     ]
-    result = compare(candidates, seeds)
+    result = compare(compared, seeds)
     return {
         "study": name_of(record.name),
+        "chosen_by": wanted.rule,
+        "limits": dict(wanted.limits.most),
+        "unconfirmed": [number for number in trials if all(entry["trial"] != number for entry in entries)],
         "runs": len(entries),
         "done": len(ended),
         "seeds": list(seeds),
@@ -141,7 +145,7 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
         "winner": result.winner,
         "tie": len(result.tied) > 1,
         "tied": list(result.tied),
-        "optimism": _optimism(best[0], candidates) if best else None,
+        "optimism": _optimism(best[0], compared) if best else None,
     }
 
 
@@ -153,7 +157,8 @@ def _row(trial: FrozenTrial, candidate: Candidate, result: Comparison) -> dict[s
         "params": trial.params,
         "parameters": trial.user_attrs["parameters"],
         "flops": trial.user_attrs["flops"],
-        "search_accuracy": trial.value,
+        **{name: trial.user_attrs[name] for name in (ATTRIBUTES["latency"],) if name in trial.user_attrs},
+        "search_accuracy": score(trial),
         "accuracies": {str(seed): score for seed, score in candidate.scores.items()},
         "mean": candidate.mean,
         "std": candidate.std,
@@ -164,9 +169,10 @@ def _row(trial: FrozenTrial, candidate: Candidate, result: Comparison) -> dict[s
     }
 
 
-def _optimism(best: FrozenTrial, candidates: Sequence[Candidate]) -> dict[str, Any] | None:
+def _optimism(best: FrozenTrial, compared: Sequence[Candidate]) -> dict[str, Any] | None:
     """By how much the search's best score flatters its configuration."""
-    mean = next((one.mean for one in candidates if one.key == best.number), None)
-    if mean is None or best.value is None:
+    mean = next((one.mean for one in compared if one.key == best.number), None)
+    told = score(best)
+    if mean is None or told is None:
         return None
-    return {"trial": best.number, "score": best.value, "confirmed": mean, "difference": best.value - mean}
+    return {"trial": best.number, "score": told, "confirmed": mean, "difference": told - mean}

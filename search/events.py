@@ -13,11 +13,12 @@ Outcome = Literal["complete", "pruned", "infeasible", "failed", "handed back"]
 
 @dataclass(frozen=True)
 class Best:
-    """The best configuration so far."""
+    """The best configuration so far; ``rule`` says what makes it that, where it is not accuracy alone."""
 
     trial: int
     accuracy: float
     parameters: int
+    rule: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
+from search.choice import front_of
+from search.objective import ATTRIBUTES, LATENCY_BATCH, Cost, cost_of, score
 from search.view import duration, params_text
 
 T = TypeVar("T")
@@ -46,8 +48,9 @@ def outcome(trial: FrozenTrial) -> Outcome:
         case TrialState.COMPLETE:
             return "complete"
         case TrialState.PRUNED:
-            broken = any(value > 0 for value in trial.constraints.values())
-            return "infeasible" if broken or trial.user_attrs.get("fault") == "infeasible" else "pruned"
+            fault = trial.user_attrs.get("fault")  # a constraint is broken also by a loss that is not finite
+            broken = fault is None and any(value > 0 for value in trial.constraints.values())
+            return "infeasible" if broken or fault == "infeasible" else "pruned"
         case TrialState.FAIL:
             return "failed attempt"
         case TrialState.RUNNING:
@@ -139,16 +142,34 @@ def device_hours_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
     return figure
 
 
-COSTS: Mapping[str, str] = {"parameters": "parameters", "flops": "FLOPs of one image, forward"}
+COSTS: Mapping[str, str] = {
+    "parameters": "parameters",
+    "flops": "FLOPs of one image, forward",
+    "latency": f"seconds of a forward pass of {LATENCY_BATCH} image",
+}
 """Attributes of a trial that say what its network costs."""
 
 
-def accuracy_cost_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
-    """Validation accuracy of COMPLETE trials against parameters and against FLOPs, with the Pareto fronts."""
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
-    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+def known_costs(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Those of `COSTS` that can be drawn: parameters and FLOPs, and the latency where trials have measured it."""
+    measured = any("latency" in trial.user_attrs for trial in trials)
+    return [attribute for attribute in COSTS if attribute != "latency" or measured]
+
+
+def accuracy_cost_figure(trials: Sequence[FrozenTrial], chosen: int | None = None) -> go.Figure:
+    """Validation accuracy of COMPLETE trials against each of their costs, with the Pareto fronts.
+
+    Args:
+        trials: of the study.
+        chosen: number of the trial that stands out.
+    """
+    complete = _with_accuracy(trials)
+    costs = known_costs(complete)
+    figure = make_subplots(rows=1, cols=len(costs), shared_yaxes=True, horizontal_spacing=0.04)
     shown = {
-        n for column, attribute in enumerate(COSTS, start=1) for n in _add_cost(figure, complete, attribute, column)
+        n
+        for column, attribute in enumerate(costs, start=1)
+        for n in _add_cost(figure, complete, attribute, column, chosen)
     }
     figure.update_yaxes(title_text="validation accuracy", tickformat=".0%", row=1, col=1)
     some = f" (the best {len(shown):,} of {len(complete):,})" if len(shown) < len(complete) else ""
@@ -156,11 +177,10 @@ def accuracy_cost_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
     return _plain(figure, f"Accuracy and cost of complete trials{some}")
 
 
-def cost_figure(trials: Sequence[FrozenTrial], attribute: str) -> go.Figure:
+def cost_figure(trials: Sequence[FrozenTrial], attribute: str, chosen: int | None = None) -> go.Figure:
     """`accuracy_cost_figure` against one of `COSTS` alone."""
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
     figure = make_subplots(rows=1, cols=1)
-    _add_cost(figure, complete, attribute, 1)
+    _add_cost(figure, _with_accuracy(trials), attribute, 1, chosen)
     figure.update_yaxes(title_text="validation accuracy", tickformat=".0%")
     figure.update_layout(showlegend=False)
     return _plain(figure, f"Accuracy and {attribute}")
@@ -168,24 +188,32 @@ def cost_figure(trials: Sequence[FrozenTrial], attribute: str) -> go.Figure:
 
 def pareto_front(trials: Sequence[FrozenTrial], attribute: str) -> list[FrozenTrial]:
     """COMPLETE trials than which none is both cheaper (or equal) and better, cheapest first."""
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
-    return [trial for _, trial in _front(_with_cost(complete, attribute))]
+    return front_of(trials, _cost_named(attribute))
 
 
-def _with_cost(complete: Sequence[FrozenTrial], attribute: str) -> list[tuple[float, FrozenTrial]]:
-    return [(cost, t) for t in complete if (cost := number(t.user_attrs.get(attribute))) and cost > 0]
+def _cost_named(attribute: str) -> Cost:
+    return next(cost for cost, name in ATTRIBUTES.items() if name == attribute)
 
 
-def _add_cost(figure: go.Figure, complete: Sequence[FrozenTrial], attribute: str, column: int) -> set[int]:
+def _with_accuracy(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [t for t in trials if t.state == TrialState.COMPLETE and number(score(t)) is not None]
+
+
+def _add_cost(
+    figure: go.Figure, complete: Sequence[FrozenTrial], attribute: str, column: int, chosen: int | None
+) -> set[int]:
     """Draw one panel; the numbers of the trials that it shows."""
-    points = _with_cost(complete, attribute)
-    front = _front(points)
-    kept = _at_most(MOST_POINTS, points, {trial.number for _, trial in front})
+    cost = _cost_named(attribute)
+    points = [(price, trial) for trial in complete if (price := cost_of(trial, cost)) is not None]
+    front = [(price, trial) for trial in front_of(complete, cost) if (price := cost_of(trial, cost)) is not None]
+    always = {trial.number for _, trial in front} | {trial.number for _, trial in points if trial.number == chosen}
+    kept = _at_most(MOST_POINTS, points, always)
+    unit = "%{x:.3g} s" if cost == "latency" else f"%{{x:,}} {attribute}"
     figure.add_scatter(
         x=[cost for cost, _ in kept],
         y=[_accuracy(trial) for _, trial in kept],
         text=[f"trial {t.number}: {html.escape(params_text(t.params))}" for _, t in kept],
-        hovertemplate=f"%{{text}}<br>%{{y:.2%}}, %{{x:,}} {attribute}<extra></extra>",
+        hovertemplate=f"%{{text}}<br>%{{y:.2%}}, {unit}<extra></extra>",
         mode="markers",
         marker={"color": LINE_COLOURS[0], "opacity": 0.6},
         row=1,
@@ -200,6 +228,18 @@ def _add_cost(figure: go.Figure, complete: Sequence[FrozenTrial], attribute: str
         row=1,
         col=column,
     )
+    for price, trial in kept:
+        if trial.number == chosen:
+            figure.add_scatter(
+                x=[price],
+                y=[_accuracy(trial)],
+                name=f"trial {chosen}, chosen",
+                hovertemplate=f"trial {chosen}, chosen<br>%{{y:.2%}}, {unit}<extra></extra>",
+                mode="markers",
+                marker={"color": LINE_COLOURS[3], "symbol": "star", "size": 15},
+                row=1,
+                col=column,
+            )
     figure.update_xaxes(
         title_text=COSTS[attribute],
         type="log",
@@ -408,18 +448,7 @@ def _ticks(costs: Sequence[float]) -> list[float]:
 
 
 def _accuracy(trial: FrozenTrial) -> float:
-    return round(trial.value or 0.0, 5)
-
-
-def _front(points: Sequence[tuple[float, FrozenTrial]]) -> list[tuple[float, FrozenTrial]]:
-    """The points than which none is both cheaper (or equal) and better."""
-    front: list[tuple[float, FrozenTrial]] = []
-    best = -math.inf
-    for cost, trial in sorted(points, key=lambda point: (point[0], -_accuracy(point[1]), point[1].number)):
-        if _accuracy(trial) > best:
-            front.append((cost, trial))
-            best = _accuracy(trial)
-    return front
+    return round(score(trial) or 0.0, 5)
 
 
 def _at_most(

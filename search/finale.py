@@ -4,7 +4,7 @@ Each part can be asked for by itself, goes on where it was interrupted, and does
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ import torch
 from data.split import Split, load_split
 from model.device import describe_device, keep_freed_pages
 from model.saved import write_json
-from search import confirm, retrain
+from search import choice, confirm, retrain
 from search import study as studies
 from search.errors import RunError, UserError, first_line
 from search.events import Note, Show
 from search.launch import adopt_orphans
 from search.ledger import Ledger, budget, open_ledger
+from search.objective import Cost
 from search.report import write_report
 from search.stage import Publisher, TeamOptions, assemble, wall_time, work_off
 from search.storage import PersistentStorage, exclusive, shown
 from search.study import DIVISION_SEED, StudyRecord
 from search.summary import summarise
-from search.view import confirmation_text
+from search.view import confirmation_text, trials_text
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ def alone(search: Search, show: Show) -> Iterator[bool]:
         yield mine
 
 
+def limit(search: Search, limits: Mapping[Cost, float | None]) -> None:
+    """Change the limits that a search's finale keeps to; None lifts one.
+
+    Raises:
+        UserError: on a latency that the search does not measure.
+    """
+    choice.refuse_unmeasured(limits, search.record.config.objective)
+    choice.set_limits(search.study, limits)
+
+
 def confirm_best(search: Search, team: TeamOptions, show: Show) -> dict[str, Any] | None:
     """Train the best configurations again over fresh seeds, with workers of this machine and whoever else comes.
 
@@ -82,10 +93,12 @@ def confirm_best(search: Search, team: TeamOptions, show: Show) -> dict[str, Any
         `search.confirm.confirmation`; None where the study file asks for none.
 
     Raises:
+        UserError: no trial keeps to the limits.
         RunError: no trial has completed.
     """
-    if studies.best_trial(search.study) is None:
+    if not studies.ranked_trials(search.study):
         raise RunError("no trial ran to its end, so there is nothing to confirm; raise --trials")
+    _refuse_out_of_reach(search)
     confirming = confirm.prepare(search.storage, search.study)
     if confirming is None:
         return None
@@ -107,18 +120,26 @@ def retrain_winner(search: Search, device: torch.device, max_epochs: int | None,
     """Retrain the winner of the confirmation, or the best trial where there was none; test and save it.
 
     Raises:
-        UserError, DataError: not the study's images.
+        UserError, DataError: not the study's images, or no trial keeps to the limits.
         RunError: no trial has completed, or the training diverged.
     """
+    _refuse_out_of_reach(search)
     if device.type == "cpu":
         keep_freed_pages()
     show(Note(f"retrain on {describe_device(device)}"))
     split = images(search, device)
     confirmed = confirm.confirmation(search.storage, search.study)
+    if confirmed and confirmed["unconfirmed"]:
+        others = trials_text(confirmed["unconfirmed"])
+        show(Note(f"warning: not confirmed, so not compared: {others}; `python -m search confirm` does that first"))
     with wall_time(search.study, show):
         return retrain.retrain(
             search.study, search.record, confirmed, split, search.data_dir, search.out, max_epochs, show
         )
+
+
+def _refuse_out_of_reach(search: Search) -> None:
+    choice.refuse_out_of_reach(search.study.get_trials(deepcopy=False), choice.aim_of(search.study).limits)
 
 
 def publisher_of(search: Search, show: Show) -> Publisher:

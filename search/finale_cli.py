@@ -11,6 +11,8 @@ import typer
 from search.options import (
     DataDir,
     Device,
+    MaxLatency,
+    MaxParams,
     MaxRetrainEpochs,
     Name,
     Out,
@@ -20,6 +22,7 @@ from search.options import (
     count_or_auto,
     database,
     interrupt,
+    limits_given,
     refuse_absent,
     terminal,
 )
@@ -36,13 +39,16 @@ def confirm_command(
     out: Out = None,
     workers: Workers = "auto",
     workers_per_gpu: WorkersPerGpu = "auto",
+    max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
 ) -> None:
     """Train a search's best configurations again over fresh seeds, and choose the winner."""
     from model.device import resolve_devices
-    from search.finale import alone, confirm_best
+    from search.finale import alone, confirm_best, limit
     from search.stage import TeamOptions
     from search.view import view
 
+    limits = limits_given(max_params, max_latency)
     devices = tuple(map(str, resolve_devices(device)))
     team = TeamOptions(
         devices,
@@ -51,6 +57,7 @@ def confirm_command(
     )
     with _search(name, storage, data_dir, out) as search, view(terminal()) as show, alone(search, show) as mine:
         if mine:
+            limit(search, limits)
             confirm_best(search, team, show)
     _tell_outcome(search)
 
@@ -62,15 +69,19 @@ def retrain_command(
     device: Device = "auto",
     out: Out = None,
     max_retrain_epochs: MaxRetrainEpochs = None,
+    max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
 ) -> None:
     """Retrain a search's winner to convergence, test it once a seed, and save it."""
     from model.device import resolve_devices
-    from search.finale import alone, retrain_winner
+    from search.finale import alone, limit, retrain_winner
     from search.view import view
 
+    limits = limits_given(max_params, max_latency)
     chosen = resolve_devices(device)[0]
     with _search(name, storage, data_dir, out) as search, view(terminal()) as show, alone(search, show) as mine:
         if mine:
+            limit(search, limits)
             retrain_winner(search, chosen, max_retrain_epochs, show)
     _tell_outcome(search)
 

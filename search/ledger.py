@@ -11,7 +11,7 @@ exact, whatever dies whenever:
   whose trial has ended; the next one to lease it finds that and marks it done.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -136,6 +136,17 @@ class Attempt:
     def gathering(self) -> AbstractContextManager[None]:
         """Parameters and attributes given meanwhile are written in one transaction."""
         return self.database.gathering(self.trial_id)
+
+    def report(self, epoch: int, accuracy: float) -> None:
+        """Store an epoch's accuracy, also where there are two objectives, for which Optuna refuses to.
+
+        Raises:
+            UpdateFinishedTrialError: somebody has ended the trial.
+        """
+        if len(self.trial.study.directions) == 1:
+            self.trial.report(accuracy, epoch)  # the pruner looks at what this keeps
+        else:
+            self.trial.storage.set_trial_intermediate_value(self.trial_id, epoch, accuracy)
 
     def store_notes(self) -> None:
         """Write the notes.
@@ -432,7 +443,11 @@ def _fail(ledger: Ledger, trial: FrozenTrial, cause: str, fault: Fault) -> None:
         return  # it ended by itself at this very moment
 
 
-def finish(ledger: Ledger, attempt: Attempt, state: TrialState, value: float | None) -> None:
+Values = float | Sequence[float] | None
+"""Of a COMPLETE trial: one, or one for each objective."""
+
+
+def finish(ledger: Ledger, attempt: Attempt, state: TrialState, value: Values) -> None:
     """Store a result, COMPLETE with its value or PRUNED, with the attempt's notes, and close the slot.
 
     Raises:
@@ -443,7 +458,21 @@ def finish(ledger: Ledger, attempt: Attempt, state: TrialState, value: float | N
     close(ledger, attempt.lease)
 
 
-def _tell(ledger: Ledger, attempt: Attempt, state: TrialState, value: float | None) -> None:
+def finish_diverged(ledger: Ledger, attempt: Attempt, cause: str) -> None:
+    """Store that a configuration's loss does not stay finite, which is a result: it is PRUNED.
+
+    Raises:
+        LeaseLostError, UpdateFinishedTrialError: another worker has the slot.
+    """
+    attempt.notes.update({CAUSE: cause, FAULT: "non-finite loss"})
+    if len(attempt.trial.study.directions) > 1:
+        # Optuna 5.0's TPE ranks pruned trials by epoch and accuracy, and raises where there are two objectives. It
+        # looks at constraints first.
+        attempt.trial.set_constraint("loss stays finite", 1.0)
+    finish(ledger, attempt, TrialState.PRUNED, None)
+
+
+def _tell(ledger: Ledger, attempt: Attempt, state: TrialState, value: Values) -> None:
     try:
         attempt.trial.study.tell(attempt.trial, value, state)
     except (UpdateFinishedTrialError, ValueError) as error:

@@ -2,13 +2,17 @@
 
 import contextlib
 import enum
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from search.objective import Cost
 
 Storage = Annotated[
     str | None,
@@ -49,6 +53,21 @@ Out = Annotated[Path | None, typer.Option(help="Folder for outputs. Default: stu
 MaxRetrainEpochs = Annotated[
     int | None, typer.Option(min=1, help="No training of the retrain is longer. Default: as the study file says.")
 ]
+MaxParams = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="The finale takes the best of the networks with so many parameters at most; kept with the study until "
+        "another number, or none, is given.",
+    ),
+]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="The same for the forward pass of one image; needs --objective accuracy,latency.",
+    ),
+]
 Format = Annotated[Form, typer.Option("--format", help="How to print it.")]
 
 
@@ -83,6 +102,34 @@ def count_or_auto(option: str, text: str, least: int) -> int | None:
 
 
 MOST_WORKERS = 1024
+
+
+def limits_given(max_params: str | None, max_latency: str | None) -> "dict[Cost, float | None]":
+    """The limits that are named on the command line; None lifts one that was given before.
+
+    Raises:
+        UserError: neither a number above 0 nor ``none``.
+    """
+    from search.errors import UserError
+
+    given: dict[Cost, float | None] = {}
+    if max_params is not None:
+        if max_params != "none" and not (max_params.isdecimal() and int(max_params)):
+            raise UserError(f"--max-params takes a number from 1 or none, not {max_params!r}")
+        given["params"] = None if max_params == "none" else int(max_params)
+    if max_latency is not None:
+        given["latency"] = None if max_latency == "none" else _seconds(max_latency)
+    return given
+
+
+def _seconds(text: str) -> float:
+    from search.errors import UserError
+
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds < math.inf:
+            return seconds
+    raise UserError(f"--max-latency takes seconds above 0, such as 0.002, or none, not {text!r}")
 
 
 def refuse_absent(url: Any) -> None:

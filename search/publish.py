@@ -30,6 +30,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from optuna_dashboard._custom_plot_data import SYSTEM_ATTR_PLOT_DATA, split_plot_data
 from optuna_dashboard._note import note_ver_key, split_body
 
+from search.choice import aim_of, candidates
 from search.figures import (
     accuracy_cost_figure,
     budget_figure,
@@ -43,6 +44,7 @@ from search.figures import (
     seconds,
     validation_curve,
 )
+from search.objective import LATENCY_BATCH, score
 from search.study import StudyRecord
 from search.view import duration, percent
 
@@ -110,12 +112,13 @@ def publish(
         done["note"] = _digest(note)
 
     figures: dict[str, go.Figure] = {}
-    drawn_from = [requested, waiting, running, len(finished)]
+    chosen = _chosen(study, trials)
+    drawn_from = [requested, waiting, running, chosen, len(finished)]
     if done["drawn_from"] != drawn_from:
         figures["search-budget"] = budget_figure(trials, requested, waiting)
-        if done["drawn_from"] is None or done["drawn_from"][-1] != len(finished):
+        if done["drawn_from"] is None or done["drawn_from"][-2:] != drawn_from[-2:]:
             figures["search-device-hours"] = device_hours_figure(trials)
-            figures["search-accuracy-cost"] = accuracy_cost_figure(trials)
+            figures["search-accuracy-cost"] = accuracy_cost_figure(trials, chosen)
     finale = {"confirmation": confirmation, "retrain": attributes.get("retrain")}
     finale_from = _digest(json.dumps(finale, sort_keys=True)) if any(finale.values()) else ""
     if done.get("finale_from", "") != finale_from:
@@ -128,6 +131,14 @@ def publish(
     if json.dumps(done) != before:
         study.set_user_attr(PUBLISHED, done)
     return warnings
+
+
+def _chosen(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int | None:
+    """The trial to point at among accuracies and costs: none where accuracy alone chooses."""
+    wanted = aim_of(study)
+    if wanted.rule == "accuracy":
+        return None
+    return next((trial.number for trial in candidates(trials, wanted, 1)), None)
 
 
 def _finale_figures(confirmation: Mapping[str, Any] | None, retrain: Mapping[str, Any] | None) -> dict[str, go.Figure]:
@@ -207,10 +218,13 @@ def _study_note(study: optuna.Study, record: StudyRecord, requested: int, storag
     trains = f"{config.trial.epochs} epochs"
     if config.trial.train_images:
         trains += f" of {config.trial.train_images:,} images"
+    one = config.objective == "accuracy"
+    pruner = f"pruner {config.pruner.kind}" if one else "no pruning with two objectives"
     rows = {
         "images": f"{images}; fingerprint `{dataset.fingerprint[:12]}`",
         "budget": f"{requested:,} configurations that run to their end or are pruned; each trains {trains}",
-        "search": f"sampler {config.sampler.kind}, pruner {config.pruner.kind}, seed {config.seed}",
+        "objective": config.objective,
+        "search": f"sampler {config.sampler.kind}, {pruner}, seed {config.seed}",
         "commit": f"`{environment.get('commit', 'unknown')}`",
         "versions": versions or "unknown",
         "begun on": environment.get("platform", "unknown"),
@@ -253,6 +267,7 @@ def _trial_note(trial: FrozenTrial) -> str:
         "device": attributes.get("device"),
         "parameters": _count(attributes.get("parameters")),
         "FLOPs": _count(attributes.get("flops"), " for one image"),
+        "latency": _latency(attributes.get("latency")),
         "time": duration(seconds(trial)),
         "speed": _count(attributes.get("images_per_second"), " images/s"),
         "peak memory": _memory(attributes.get("peak_memory_bytes")),
@@ -263,7 +278,7 @@ def _trial_note(trial: FrozenTrial) -> str:
 def _headline(trial: FrozenTrial) -> str:
     """What became of a trial, in a sentence or two."""
     curve = validation_curve(trial)
-    accuracy = number(trial.value) if trial.state == TrialState.COMPLETE else next(reversed(curve.values()), None)
+    accuracy = number(score(trial)) if trial.state == TrialState.COMPLETE else next(reversed(curve.values()), None)
     reached = "no finite accuracy" if accuracy is None else f"{percent(accuracy)} validation accuracy"
     epochs = f" after epoch {max(curve)}" if curve else ""
     match outcome(trial):
@@ -296,6 +311,11 @@ def _configuration(attributes: Mapping[str, Any], trial_number: int) -> str:
 def _count(value: object, unit: str = "") -> str | None:
     finite = number(value)
     return None if finite is None else f"{finite:,.0f}{unit}"
+
+
+def _latency(value: object) -> str | None:
+    finite = number(value)
+    return None if finite is None else f"{1000 * finite:.3g} ms for {LATENCY_BATCH} image"
 
 
 def _memory(value: object) -> str | None:

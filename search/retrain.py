@@ -29,11 +29,13 @@ from model.network import BlockNetwork
 from model.quality import Quality, as_predictor, assess, latency
 from model.result import EpochResult
 from model.saved import WEIGHTS, save_model
+from search.choice import aim_of
 from search.comparison import CONFIDENCE
 from search.convergence import Limits, Noise, Verdict, Watched, first_length, judge, last_slope
 from search.errors import RunError
 from search.events import Note, RetrainEpoch, RetrainStarted, Show
 from search.ledger import SLOT
+from search.objective import score
 from search.settings import TrialConfig, trial_config
 from search.space import settings_of
 from search.study import StudyRecord, best_trial, trial_seed
@@ -107,8 +109,12 @@ def retrain(
     limits = _limits(record, split, max_epochs)
     plan = _plan(record, winner, limits, split)
     before = study.user_attrs.get(RETRAIN)
+    wanted = aim_of(study)
+    chosen = {"chosen_by": wanted.rule, "limits": wanted.limits.most}
     if before and before["plan"] == plan and (out / "best" / WEIGHTS).exists():
-        return dict(before)
+        if {**before, **chosen} != before:  # the same winner under other limits
+            study.set_user_attr(RETRAIN, {**before, **chosen})
+        return {**before, **chosen}
     parts = study.user_attrs.get(PARTS)
     if not parts or parts["plan"] != plan:
         speed = winner.user_attrs["images_per_second"]
@@ -117,7 +123,7 @@ def retrain(
     job = _Job(study, record, winner, split, out, limits, _noise(winner, confirmed, split), parts, show)
     try:
         verdict = _find_length(job)
-        done = _finish(job, verdict, data_dir)
+        done = {**_finish(job, verdict, data_dir), **chosen}
     except NonFiniteLossError as error:
         raise RunError(f"the retrain diverged: {error}") from error
     study.set_user_attr(RETRAIN, done)
@@ -162,7 +168,7 @@ def _noise(winner: FrozenTrial, confirmed: Mapping[str, Any] | None, split: Spli
     rows = {row["trial"]: row for row in confirmed["configurations"]} if confirmed else {}
     mean = rows[winner.number]["mean"] if winner.number in rows else None
     measured = confirmed["noise"] if confirmed and mean is not None else None
-    return Noise(measured, mean if mean is not None else winner.value or 0.0, len(split.validation_labels))
+    return Noise(measured, mean if mean is not None else score(winner) or 0.0, len(split.validation_labels))
 
 
 def _seed(record: StudyRecord, winner: FrozenTrial, number: int) -> int:

@@ -5,7 +5,8 @@ the same command finds them again.
 """
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data import source
 from data.folders import data_folder
 from data.split import load_split
 from model.device import resolve_devices
+from search import choice
 from search import ledger as ledgers
 from search import study as studies
 from search.environment import environment
@@ -24,6 +26,7 @@ from search.events import Note, Show
 from search.finale import Search, alone, confirm_best, publisher_of, retrain_winner, write_outcome
 from search.launch import adopt_orphans, dashboard
 from search.ledger import Ledger, open_ledger
+from search.objective import Cost, Objective, second_objective
 from search.outage import StorageLostError
 from search.stage import TeamOptions, assemble, wall_time, work_off
 from search.storage import PersistentStorage, exclusive, network_file_system, opened, shown
@@ -36,13 +39,18 @@ from search.workers import listed
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line asks for; None leaves a thing to the study file, to what is stored or is measured."""
+    """What the command line asks for; None leaves a thing to the study file, to what is stored or is measured.
+
+    ``limits`` names those that change; None lifts one.
+    """
 
     storage: URL
     study: str | None = None
     name: str | None = None
     trials: int | None = None
     seed: int | None = None
+    objective: Objective | None = None
+    limits: Mapping[Cost, float | None] = field(default_factory=dict)
     data_dir: Path | None = None
     dataset: str = "auto"
     device: str = "auto"
@@ -90,8 +98,11 @@ def run(options: RunOptions, show: Show) -> RunEnd:
         storage.outage.tell = lambda text: show(Note(text))
         if study.user_attrs.get(FINALE) != options.finale:
             study.set_user_attr(FINALE, options.finale)
+        choice.set_limits(study, options.limits)
         show(Note(f"study {name!r}, {record.dataset.name}, {record.dataset.fit:,} fit and "
                   f"{record.dataset.validation:,} validation images; storage {shown(options.storage)}"))  # fmt: skip
+        if told := _objective_text(record.config):
+            show(Note(told))
         if record.dataset.fallback:
             show(Note(f"warning: {FALLBACK_WARNING}"))
         search = Search(storage, ledger, study, record, data_dir, out)
@@ -103,7 +114,7 @@ def run(options: RunOptions, show: Show) -> RunEnd:
                 with wall_time(study, show) as timed_show:
                     team = assemble(crew, options.storage, name, data_dir, out)
                     finished = work_off(ledger, study, team, "search", options.timeout, publisher.publish, timed_show)
-                if not finished and studies.best_trial(study) is None:
+                if not finished and not studies.ranked_trials(study):
                     show(Note("the time was up before any trial ran to its end, so there is no finale"))
                 elif options.finale:
                     with alone(search, show) as mine:
@@ -118,6 +129,17 @@ def run(options: RunOptions, show: Show) -> RunEnd:
     return RunEnd(summary, out, finished)
 
 
+def _objective_text(config: StudyConfig) -> str:
+    """What two objectives mean for a search; empty for one."""
+    if second_objective(config.objective) is None:
+        return ""
+    sampler = "multi-objective TPE" if config.sampler.kind == "tpe" else "random sampling"
+    return (
+        f"objective {config.objective}: a Pareto search by {sampler}; nothing is pruned, every trial trains its "
+        f"{config.trial.epochs} epochs"
+    )
+
+
 def _created(
     storage: PersistentStorage, name: str, options: RunOptions, device: torch.device, data_dir: Path, show: Show
 ) -> StudyRecord:
@@ -125,6 +147,7 @@ def _created(
     found = studies.find(storage, name)
     stored = studies.record_of(found) if found else None
     record = _resumed(stored, options, show) if stored else _new(name, options, device, show)
+    choice.refuse_unmeasured(options.limits, record.config.objective)
     source.prepare(record.dataset.name, data_dir)
     split = load_split(record.dataset.name, data_dir, DIVISION_SEED, torch.device("cpu"))
     if found is None or stored is None:
@@ -205,13 +228,21 @@ def _resumed(stored: StudyRecord, options: RunOptions, show: Show) -> StudyRecor
     Raises:
         UserError: the command line asks for another space, another trial length or other images.
     """
+    asked = options.objective
     if options.study is None:
         base, source_name = stored.config, "this command"
     else:
         _, base = find_study(options.study)
-        kept = {"trials": max(base.trials, stored.config.trials), "seed": stored.config.seed}
+        if asked is None and "objective" in base.model_fields_set:
+            asked = base.objective
+        kept = {
+            "trials": max(base.trials, stored.config.trials),
+            "seed": stored.config.seed,
+            "objective": stored.config.objective,
+        }
         base = base.model_copy(update=kept)
         source_name = options.study
+    studies.refuse_other_objective(stored, asked)
     config = _overridden(base, options)
     studies.refuse_other_space(stored, config, source_name)
     if options.dataset not in ("auto", stored.dataset.name):
@@ -237,4 +268,6 @@ def _overridden(config: StudyConfig, options: RunOptions) -> StudyConfig:
         changes["trials"] = options.trials
     if options.seed is not None:
         changes["seed"] = options.seed
+    if options.objective is not None:
+        changes["objective"] = options.objective
     return config.model_copy(update=changes)

@@ -20,12 +20,14 @@ class TrialResult:
 
     Attributes:
         trained: seconds that the epochs of this very attempt took, with their validation.
+        cost: the second objective's value of a COMPLETE trial; None where accuracy is the only one.
     """
 
     state: TrialState
     accuracy: float
     epochs: int
     trained: float
+    cost: float | None = None
 
 
 class Seat(Protocol):

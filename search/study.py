@@ -12,10 +12,13 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, PercentilePruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
+from search.choice import aim_of, candidates, ranked
 from search.errors import UserError, first_line
+from search.objective import METRICS, Objective, second_objective
 from search.space import PER_BLOCK, differences, space_hash
 from search.storage import study_names
 from search.study_file import PrunerConfig, StudyConfig, comparable_part
@@ -118,14 +121,25 @@ def record_of(study: optuna.Study) -> StudyRecord | None:
 
 def create(storage: RDBStorage, record: StudyRecord, environment: Mapping[str, Any]) -> optuna.Study:
     """Create a study, or finish one whose creator died half-way."""
-    study = optuna.create_study(storage=storage, study_name=record.name, direction="maximize", load_if_exists=True)
+    cost = second_objective(record.config.objective)
+    directions, metrics = [StudyDirection.MAXIMIZE], ["validation accuracy"]
+    if cost is not None:
+        directions, metrics = [*directions, StudyDirection.MINIMIZE], [*metrics, METRICS[cost]]
+    study = _created(storage, record.name, directions)
+    if len(study.directions) != len(directions):  # of a creator that wanted another objective, and died
+        optuna.delete_study(study_name=record.name, storage=storage)
+        study = _created(storage, record.name, directions)
     with _experimental():
-        study.set_metric_names(["validation accuracy"])
+        study.set_metric_names(metrics)
     study.set_user_attr("dataset", asdict(record.dataset))
     study.set_user_attr("space_hash", space_hash(comparable_part(record.config)))
     study.set_user_attr("environment", dict(environment))
     study.set_user_attr("definition", record.config.model_dump(mode="json"))
     return study
+
+
+def _created(storage: RDBStorage, name: str, directions: list[StudyDirection]) -> optuna.Study:
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
 
 def update(study: optuna.Study, config: StudyConfig) -> None:
@@ -168,6 +182,15 @@ def refuse_other_space(record: StudyRecord, config: StudyConfig, source: str) ->
         raise UserError(
             f"study {record.name!r} was created with another space or trial length than {source}: "
             f"{'; '.join(changed)}; give the changed one another --name"
+        )
+
+
+def refuse_other_objective(record: StudyRecord, asked: Objective | None) -> None:
+    """Raise `UserError` where somebody asks a study for another objective than its own; None asks for none."""
+    if asked not in (None, record.config.objective):
+        raise UserError(
+            f"study {record.name!r} was created with the objective {record.config.objective}, not {asked}, and keeps "
+            "it: leave --objective out, or give the other one another --name"
         )
 
 
@@ -237,10 +260,9 @@ def trial_seed(config: StudyConfig, slot: int, start: int | None = None) -> int:
 
 def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The COMPLETE trials, the highest validation accuracy first; of equals the earliest."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: -(trial.value or 0.0))
+    return ranked(study.get_trials(deepcopy=False))
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """The COMPLETE trial with the highest validation accuracy; of equals the earliest."""
-    return next(iter(ranked_trials(study)), None)
+    """The COMPLETE trial that the study's aim calls best: the most accurate, the front's knee, or within its limits."""
+    return next(iter(candidates(study.get_trials(deepcopy=False), aim_of(study), 1)), None)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from search.errors import UserError
+from search.objective import Objective
 from search.space import SearchSpace, SpaceError, check_start, parse_space
 
 
@@ -108,6 +109,8 @@ class StudyConfig(_Table):
     description: str = ""
     trials: int = Field(default=200, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
+    objective: Objective = "accuracy"
+    """Fixed for the life of a study: accuracy alone, or with a cost for a Pareto search."""
     trial: TrialLength
     space: SearchSpace
     sampler: SamplerConfig = SamplerConfig()
@@ -119,6 +122,11 @@ class StudyConfig(_Table):
     """``[[start]]``: known good configurations, tried first; names left out are sampled."""
     start_seeds: tuple[int, ...] = ()
     """Seed of each ``[[start]]``; absent: they get theirs as all configurations do."""
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials may be stopped early: Optuna compares their epochs on a single objective only."""
+        return self.objective == "accuracy" and self.pruner.kind != "none"
 
 
 def comparable_part(config: StudyConfig) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """``summary.json`` and ``status``: a study's state in one stable shape, read from the storage alone."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from search.choice import aim, front_of
 from search.confirm import confirmation
 from search.ledger import WORKER, Ledger, budget
+from search.objective import Cost, cost_of, score
 from search.overhead import trials_overhead, workers_start_up
 from search.study import StudyRecord, best_trial
 from search.watch import worker_name
@@ -15,7 +18,7 @@ from search.workers import listed
 
 RETRAIN_KEYS = (
     "trial", "epochs", "converged", "stopped_by", "train_accuracy", "test_accuracy", "calibration_error", "parameters",
-    "flops", "latency", "seconds",
+    "flops", "latency", "seconds", "chosen_by", "limits",
 )  # fmt: skip
 """Of a study's attribute ``retrain``, what the summary tells."""
 
@@ -31,8 +34,11 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
     best = best_trial(study)
     done = study.user_attrs.get("retrain")
     trials = study.get_trials(deepcopy=False)
+    wanted = aim(record.config.objective, study.user_attrs)
     return {
         "study": record.name,
+        "objective": record.config.objective,
+        "limits": asdict(wanted.limits),
         "dataset": {
             "name": record.dataset.name,
             "fingerprint": record.dataset.fingerprint,
@@ -46,13 +52,16 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
         "best": best
         and {
             "trial": best.number,
-            "val_accuracy": best.value,
+            "val_accuracy": score(best),
             "params": best.params,
             "parameters": best.user_attrs["parameters"],
             "flops": best.user_attrs["flops"],
+            **({"latency": best.user_attrs["latency"]} if "latency" in best.user_attrs else {}),
+            "chosen_by": wanted.rule,
         },
+        "front": wanted.cost and _front(trials, wanted.cost),
         "confirm": confirmation(ledger.database, study),
-        "retrain": done and {key: done[key] for key in RETRAIN_KEYS},
+        "retrain": done and {key: done[key] for key in RETRAIN_KEYS if key in done},
         "retrain_progress": study.user_attrs.get("retrain_progress"),
         "holdout_reads": len(study.user_attrs.get("holdout_reads", [])),
         "seconds": round(study.user_attrs.get("seconds", 0.0), 1),
@@ -63,6 +72,14 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
         "environment": study.user_attrs["environment"],
         "warnings": [FALLBACK_WARNING] if record.dataset.fallback else [],
     }
+
+
+def _front(trials: Sequence[FrozenTrial], cost: Cost) -> list[dict[str, Any]]:
+    """Trials on the front, cheapest first."""
+    return [
+        {"trial": trial.number, "val_accuracy": score(trial), cost: cost_of(trial, cost)}
+        for trial in front_of(trials, cost)
+    ]
 
 
 def running_trials(study: optuna.Study) -> list[dict[str, Any]]:

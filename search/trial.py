@@ -14,12 +14,14 @@ from model.config import ConfigError
 from model.cost import count_cost
 from model.device import describe_device
 from model.fit import fit, start_state
-from model.network import build_network
+from model.network import BlockNetwork, build_network
+from model.quality import latency
 from model.result import EpochResult
 from search.audit import WOULD_STOP
 from search.events import EpochFinished, Note, Show, TrialStarted
 from search.ledger import Attempt, LeaseLostError
 from search.memory import peak_memory, reset_peak_memory
+from search.objective import ATTRIBUTES, LATENCY_BATCH, second_objective
 from search.seat import TrialResult
 from search.settings import TrialConfig, trial_config
 from search.space import sample
@@ -107,18 +109,18 @@ def _train(
 
     def stop_here(result: EpochResult) -> bool:
         """Whether the pruner stops the trial after this epoch, now reported."""
-        trial.report(result.validation_accuracy, result.epoch)
+        attempt.report(result.epoch, result.validation_accuracy)
         heart.progress = Progress(
             trial.number, result.epoch, epochs, result.validation_accuracy, round(result.images_per_second, 1)
         )
-        if result.epoch == epochs or WOULD_STOP in attempt.notes or not trial.should_prune():
+        if result.epoch == epochs or not config.prunes or WOULD_STOP in attempt.notes or not trial.should_prune():
             return False
         if audited:
             attempt.notes[WOULD_STOP] = result.epoch
         return not audited
 
     for result in curve[:-1]:
-        trial.report(result.validation_accuracy, result.epoch)
+        attempt.report(result.epoch, result.validation_accuracy)
     if curve and stop_here(curve[-1]):
         return TrialResult(TrialState.PRUNED, curve[-1].validation_accuracy, curve[-1].epoch, 0.0)
     trainer = fit(network, split, chosen.fit, state=state)
@@ -136,7 +138,24 @@ def _train(
         show(EpochFinished(trial.number, result.epoch, epochs, result.validation_accuracy, result.images_per_second))
         if pruned:
             return TrialResult(TrialState.PRUNED, result.validation_accuracy, result.epoch, trained)
-    return TrialResult(TrialState.COMPLETE, curve[-1].validation_accuracy, epochs, trained)
+    cost = _second_value(attempt, config, chosen, network, stop)
+    return TrialResult(TrialState.COMPLETE, curve[-1].validation_accuracy, epochs, trained, cost)
+
+
+def _second_value(
+    attempt: Attempt, config: StudyConfig, chosen: TrialConfig, network: BlockNetwork, stop: Stop
+) -> float | None:
+    """The trained network's cost where that is an objective; a latency is measured here, for up to three seconds."""
+    cost = second_objective(config.objective)
+    if cost is None:
+        return None
+    if cost == "latency":
+        with stop.interrupting():
+            seconds = latency(network, LATENCY_BATCH, chosen.fit.precision, chosen.network.image_size)
+        attempt.notes[ATTRIBUTES["latency"]] = seconds
+        return seconds
+    counted = count_cost(chosen.network)
+    return float(counted.parameters if cost == "params" else counted.flops)
 
 
 @contextmanager

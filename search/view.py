@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, assert_never
 
 from rich.console import Console, Group, RenderableType
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from search.choice import RULES, Limits
 from search.events import (
     Best,
     EpochFinished,
@@ -25,6 +26,7 @@ from search.events import (
     TrialStarted,
 )
 from search.ledger import Budget
+from search.objective import ATTRIBUTES, cost_text
 
 
 @contextlib.contextmanager
@@ -237,7 +239,8 @@ def duration(seconds: float) -> str:
 
 def best_text(best: Best) -> str:
     """The best configuration in a few words."""
-    return f"trial {best.trial}, {percent(best.accuracy)}, {best.parameters:,} parameters"
+    rule = f" ({best.rule})" if best.rule else ""
+    return f"trial {best.trial}, {percent(best.accuracy)}, {best.parameters:,} parameters{rule}"
 
 
 def params_text(params: Mapping[str, Any]) -> str:
@@ -252,12 +255,15 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     count, best, done = summary["budget"], summary["best"], summary["retrain"]
     images = summary["dataset"]
+    limits = Limits(**summary["limits"]).text
+    objective = summary["objective"] + (f"; the finale takes {limits}" if limits else "")
     done_text = f"{count['complete'] + count['pruned']} of {count['requested']} configurations"
     counts = [f"{count[key]} {key.replace('_', ' ')}" for key in list(count)[1:]]
     if summary["infeasible"]:
         counts.insert(2, f"of these {summary['infeasible']} infeasible")
     rows = [
         ("study", f"{summary['study']} in {summary['storage']}"),
+        ("objective", objective),
         ("images", f"{images['name']}, {images['fit']:,} fit, {images['validation']:,} validation"),
         ("budget", f"{done_text} ({', '.join(counts)})"),
     ]
@@ -266,7 +272,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         rows.append(
             ("best", f"trial {best['trial']}: {accuracy} validation accuracy, {best['parameters']:,} parameters")
         )
+        if best["chosen_by"] != "accuracy":
+            rows.append(("", f"chosen as {RULES[best['chosen_by']]}"))
         rows.append(("", params_text(best["params"])))
+    if front := summary["front"]:
+        rows.append(("front", front_text(front, most=5)))
     if confirmed := summary["confirm"]:
         rows.append(("confirmed", confirmation_text(confirmed)))
     if done:
@@ -296,6 +306,27 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def front_text(front: Sequence[Mapping[str, Any]], most: int) -> str:
+    """Points of a front, cheapest first; of many some, the first and the last among them."""
+    kept = list(front)
+    if len(kept) > most:
+        kept = [front[round(place * (len(front) - 1) / (most - 1))] for place in range(most)]
+    points = [
+        f"{percent(row['val_accuracy'])} at {cost_text(cost, row[cost])}"
+        for row in kept
+        for cost in ATTRIBUTES
+        if cost in row
+    ]
+    of = f"{len(kept)} of {len(front)}" if len(kept) < len(front) else str(len(front))
+    return f"{of} point{'s' if len(front) > 1 else ''}: {', '.join(points)}"
+
+
+def trials_text(numbers: Sequence[int]) -> str:
+    """Trials by their numbers."""
+    names = [str(trial) for trial in numbers]
+    return f"trial {names[0]}" if len(names) == 1 else f"trials {', '.join(names[:-1])} and {names[-1]}"
+
+
 def test_text(test: Mapping[str, Any], reads: int) -> str:
     """A test accuracy with its spread, and how often the test images were read for it."""
     interval = f"95 % interval {percent(test['low'])} to {percent(test['high'])}"
@@ -319,9 +350,8 @@ def confirmation_text(confirmed: Mapping[str, Any]) -> str:
         others = [str(number) for number in confirmed["tied"] if number != winner["trial"]]
         text += f", a tie with trial{'s' if len(others) > 1 else ''} {', '.join(others)}, of which it is the cheapest"
     if optimism := confirmed["optimism"]:
-        text += (
-            f"; the best score of the search flattered its configuration by {100 * optimism['difference']:+.2f} points"
-        )
+        flatterer = "its score in" if confirmed.get("chosen_by") == "knee" else "the best score of"
+        text += f"; {flatterer} the search flattered its configuration by {100 * optimism['difference']:+.2f} points"
     return text
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from search.choice import aim_of, candidates
 from search.events import (
     Best,
     EpochFinished,
@@ -17,7 +18,7 @@ from search.events import (
     WorkerAt,
 )
 from search.ledger import CAUSE, FAULT, Budget, Ledger, budget
-from search.study import best_trial
+from search.objective import score
 from search.workers import WorkerRow, listed
 
 
@@ -96,7 +97,9 @@ def worker_name(row: WorkerRow) -> str:
 
 def best_so_far(study: optuna.Study) -> Best | None:
     """The best COMPLETE trial, as it is shown."""
-    trial = best_trial(study)
-    if trial is None or trial.value is None:
+    wanted = aim_of(study)
+    trial = next(iter(candidates(study.get_trials(deepcopy=False), wanted, 1)), None)
+    if trial is None or (accuracy := score(trial)) is None:
         return None
-    return Best(trial.number, trial.value, trial.user_attrs["parameters"])
+    rule = "" if wanted.rule == "accuracy" else wanted.text
+    return Best(trial.number, accuracy, trial.user_attrs["parameters"], rule)

@@ -24,9 +24,7 @@ from search.environment import differences, environment
 from search.errors import RunError, first_line
 from search.events import Note, Outcome, Show, TrialFinished
 from search.ledger import (
-    CAUSE,
     ERRORS_IN_A_ROW,
-    FAULT,
     MOST_DEATHS,
     WORKER,
     Attempt,
@@ -299,8 +297,7 @@ def _try(desk: _Desk, attempt: Attempt, config: StudyConfig) -> bool | Exception
             return error.with_traceback(None)  # the traceback holds on to the network
         if trouble == "non-finite loss":
             # A result, not a fault: this configuration diverges, and would again.
-            attempt.notes.update({CAUSE: f"non-finite loss: {error}", FAULT: "non-finite loss"})
-            ledgers.finish(desk.ledger, attempt, TrialState.PRUNED, None)
+            ledgers.finish_diverged(desk.ledger, attempt, f"non-finite loss: {error}")
             desk.show(_finished(attempt, "pruned", "non-finite loss"))
             desk.seat.forget(attempt.lease.slot)
             return True
@@ -313,7 +310,9 @@ def _try(desk: _Desk, attempt: Attempt, config: StudyConfig) -> bool | Exception
         if ledgers.errors_in_a_row(desk.ledger) >= ERRORS_IN_A_ROW:
             raise RunError(bug_text(cause)) from error
         return False
-    value = result.accuracy if result.state == TrialState.COMPLETE else None
+    value: ledgers.Values = None
+    if result.state == TrialState.COMPLETE:
+        value = result.accuracy if result.cost is None else [result.accuracy, result.cost]
     attempt.notes[OVERHEAD] = round(desk.watch.store(result.trained), 4)
     ledgers.finish(desk.ledger, attempt, result.state, value)
     outcome: Outcome = "complete" if result.state == TrialState.COMPLETE else "pruned"

@@ -1,13 +1,15 @@
 """What a reader of a report must know before believing it."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
+from search.choice import Limits
 from search.report.data import ReportData
-from search.report.words import STOPPED
+from search.report.words import STOPPED, counted
 from search.settings import TrialSettings, settings_from
 from search.space import PER_BLOCK, parameter_distributions
 from search.summary import FALLBACK_WARNING
@@ -26,6 +28,8 @@ def cautions(data: ReportData) -> list[tuple[str, str]]:
     return [
         *_fallback(data),
         *_reads(data),
+        *_several_devices(data),
+        *_other_limits(data),
         *_not_converged(data),
         *_harmful_pruning(data),
         *_edges(data),
@@ -53,6 +57,32 @@ def _reads(data: ReportData) -> Iterator[tuple[str, str]]:
             "images: the first reading is the honest one."
         )
         yield "Test images read more than once", text
+
+
+def _several_devices(data: ReportData) -> Iterator[tuple[str, str]]:
+    """Latencies that cannot be compared."""
+    devices = Counter(str(t.user_attrs.get("device")) for t in data.complete if "latency" in t.user_attrs)
+    if len(devices) > 1:
+        named = "; ".join(f"{name} ({counted(number, 'trial')})" for name, number in devices.most_common())
+        text = (
+            f"Latencies were measured on {len(devices)} kinds of devices: {named}. They do not compare: a network may "
+            "be on the front, or its knee, for the device that it met."
+        )
+        yield "Latencies of several kinds of devices", text
+
+
+def _other_limits(data: ReportData) -> Iterator[tuple[str, str]]:
+    """A network that was retrained before the limits changed."""
+    kept = (data.retrain or {}).get("limits")
+    if kept is None or kept == data.aim.limits.most:
+        return
+    before = Limits(**kept).text or "none"
+    text = (
+        f"The network was chosen with these limits: {before}. Since then they were changed to: "
+        f"{data.aim.limits.text or 'none'}. `python -m search confirm` and `retrain` bring it up to date, and read the "
+        "test images again where another network wins."
+    )
+    yield "Retrained under other limits", text
 
 
 def _not_converged(data: ReportData) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from search.figures import number
+from search.objective import LATENCY_BATCH, METRICS, score
 from search.report.cautions import cautions
 from search.report.data import ReportData
 from search.report.document import Answer, Document, Items, Section, Text
@@ -51,14 +52,14 @@ def _subtitle(data: ReportData) -> str:
 def _answer(data: ReportData, told: Sequence[str]) -> Answer:
     tested = (data.retrain or {}).get("test_accuracy") or {}
     mean = number(tested.get("mean"))
-    sentences = [*_winner(data), *_optimism(data)]
+    sentences = [*_asked(data), *_winner(data), *_optimism(data)]
     if mean is not None:
         return Answer("Test accuracy", percent(mean), _interval(tested), tuple(sentences), tuple(told))
     best = next(iter(data.complete), None)
     if best is not None:
         sentences.insert(
             0,
-            f"Best validation accuracy so far: {percent(best.value or 0.0)} (trial {best.number}). It was chosen for "
+            f"Best validation accuracy so far: {percent(score(best) or 0.0)} (trial {best.number}). It was chosen for "
             "being the highest, so it flatters; a test accuracy comes from fresh trainings and images never chosen on.",
         )
     return Answer("Test accuracy", "not tested yet", stage(data), tuple(sentences), tuple(told))
@@ -74,24 +75,44 @@ def _interval(tested: Mapping[str, Any]) -> str:
     return f"one seed{known}{over_images}; how much another seed would differ is not known"
 
 
+def _asked(data: ReportData) -> Iterator[str]:
+    """What the search was for."""
+    limits, cost = data.aim.limits.text, data.aim.cost
+    if cost is None:
+        yield f"Searched for: validation accuracy{f', with {limits}' if limits else ''}."
+        return
+    of = f" (a forward pass of {LATENCY_BATCH} image)" if cost == "latency" else ""
+    taken = f"taken is {data.aim.text}"
+    yield f"Searched for: validation accuracy against {METRICS[cost]}{of}, both at once (a Pareto search); {taken}."
+
+
 def _winner(data: ReportData) -> Iterator[str]:
     winner = data.winner
     if winner is None:
-        yield "No configuration has run to its end."
+        some = f" with {data.aim.limits.text}" if data.complete else ""
+        yield f"No configuration{some} has run to its end."
         return
     if data.retrain:
         name = "The network"
     else:
-        name = "Winner of the confirmation" if (data.confirmation or {}).get("winner") is not None else "Best so far"
+        confirmed = (data.confirmation or {}).get("winner") is not None
+        name = "Winner of the confirmation" if confirmed else _so_far(data)
     yield f"{name}: trial {winner.number}, {configuration_words(winner)}."
+
+
+def _so_far(data: ReportData) -> str:
+    return {"accuracy": "Best so far", "knee": "Knee of the front so far", "limit": "Best within the limit so far"}[
+        data.aim.rule
+    ]
 
 
 def _optimism(data: ReportData) -> Iterator[str]:
     optimism = (data.confirmation or {}).get("optimism")
     if optimism:
         difference = optimism["difference"]
+        name = "knee" if data.aim.rule == "knee" else "best trial"
         yield (
-            f"The search's optimism: its best trial ({optimism['trial']}) scored {percent(optimism['score'])}; over "
+            f"The search's optimism: its {name} ({optimism['trial']}) scored {percent(optimism['score'])}; over "
             f"fresh seeds the same configuration reaches {percent(optimism['confirmed'])}, "
             f"{abs(100 * difference):.2f} points {'less' if difference >= 0 else 'more'}."
         )

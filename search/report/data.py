@@ -13,8 +13,10 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from search.audit import pruning_audit
+from search.choice import Aim, aim, candidates, ranked
 from search.figures import number
 from search.ledger import Budget
+from search.objective import score
 from search.study import StudyRecord
 
 LEAST_FOR_IMPORTANCES = 10
@@ -27,6 +29,7 @@ class ReportData:
 
     Attributes:
         record: its definition and its images.
+        aim: what it is for.
         trials: all of them; their notes of a worker's own troubles (tracebacks) are not looked at.
         count: the budget.
         confirmation, retrain: as `search.confirm` and `search.retrain` store them; None before they are there.
@@ -40,6 +43,7 @@ class ReportData:
     """
 
     record: StudyRecord
+    aim: Aim
     trials: tuple[FrozenTrial, ...]
     count: Budget
     confirmation: Mapping[str, Any] | None
@@ -55,17 +59,21 @@ class ReportData:
     @property
     def complete(self) -> list[FrozenTrial]:
         """Trials with an accuracy, best first; of equals the earliest first."""
-        done = [t for t in self.trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
-        return sorted(done, key=lambda trial: (-(trial.value or 0.0), trial.number))
+        return ranked(self.trials)
 
     @property
     def winner(self) -> FrozenTrial | None:
-        """The trial that was retrained, else the one that the confirmation took, else the search's best."""
+        """The trial that was retrained, else the one that the confirmation took, else the search's choice."""
         chosen = (self.retrain or {}).get("trial")
         if chosen is None:
             chosen = (self.confirmation or {}).get("winner")
         by_number = {trial.number: trial for trial in self.trials}
-        return by_number.get(chosen) if chosen in by_number else next(iter(self.complete), None)
+        return by_number.get(chosen) if chosen in by_number else self.chosen
+
+    @property
+    def chosen(self) -> FrozenTrial | None:
+        """The trial that the search itself calls best: the most accurate, the knee, or the best within the limits."""
+        return next(iter(candidates(self.trials, self.aim, 1)), None)
 
     @property
     def starts(self) -> list[FrozenTrial]:
@@ -97,6 +105,7 @@ def collect(
     trials = tuple(study.get_trials(deepcopy=False))
     return ReportData(
         record=record,
+        aim=aim(record.config.objective, attributes),
         trials=trials,
         count=count,
         confirmation=confirmation,
@@ -112,9 +121,12 @@ def collect(
 
 
 def _importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Each parameter's share in what makes a trial one of the best tenth, or of the best five."""
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(t.value) is not None]
-    if len(complete) < LEAST_FOR_IMPORTANCES or len({trial.value for trial in complete}) == 1:
+    """Each parameter's share in what makes a trial one of the best tenth, or of the best five.
+
+    Of two objectives, the best are those nearest to the front.
+    """
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(score(t)) is not None]
+    if len(complete) < LEAST_FOR_IMPORTANCES or len({score(trial) for trial in complete}) == 1:
         return {}
     evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(complete))))
     with warnings.catch_warnings():

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.audit import WOULD_STOP
 from search.figures import COLOURS, LINE_COLOURS, Outcome, number, outcome, thinned, validation_curve
+from search.objective import score
 from search.view import percent
 
 MOST_DOTS = 2_000
@@ -42,7 +43,7 @@ def history_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
     best: list[tuple[int, float]] = []
     for trial in trials:
         curve = validation_curve(trial)
-        if trial.state == TrialState.COMPLETE and (value := number(trial.value)) is not None:
+        if trial.state == TrialState.COMPLETE and (value := number(score(trial))) is not None:
             name = "complete" if WOULD_STOP not in trial.user_attrs else "audited"
             name = "start" if "start" in trial.user_attrs else name
             if not best or value > best[-1][1]:
@@ -99,7 +100,7 @@ def learning_curves_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
             groups["pruned"][1].append(trial)
     figure = go.Figure()
     for name, (colour, members) in groups.items():
-        ranked = sorted(members, key=lambda trial: -(number(trial.value) or 0.0))
+        ranked = sorted(members, key=lambda trial: -(number(score(trial)) or 0.0))
         kept = [*ranked[: MOST_CURVES // 3], *thinned(ranked[MOST_CURVES // 3 :], MOST_CURVES * 2 // 3)]
         curves = [(trial.number, thinned(list(validation_curve(trial).items()), 200)) for trial in kept]
         points = [(epoch, y, n) for n, curve in curves for epoch, y in (*curve, (None, None)) if curve]
@@ -146,7 +147,7 @@ def slice_figure(complete: Sequence[FrozenTrial], name: str, form: BaseDistribut
     figure = go.Figure()
     figure.add_scatter(
         x=[_label(trial.params[name]) if _is_choice(form) else trial.params[name] for trial in members],
-        y=[round(trial.value or 0.0, 5) for trial in members],
+        y=[round(score(trial) or 0.0, 5) for trial in members],
         customdata=[trial.number for trial in members],
         mode="markers",
         marker={
@@ -190,7 +191,7 @@ def parallel_figure(complete: Sequence[FrozenTrial], forms: Mapping[str, BaseDis
         forms: of the parameters that are drawn.
     """
     kept = thinned(complete, MOST_LINES)
-    values = [trial.value or 0.0 for trial in kept]
+    values = [score(trial) or 0.0 for trial in kept]
     low, high = min(values), max(values)
     names = [*forms, "accuracy"]
     groups = (
@@ -205,11 +206,11 @@ def parallel_figure(complete: Sequence[FrozenTrial], forms: Mapping[str, BaseDis
         told: list[str] = []
         for trial in members:
             heights = [_height(form, trial.params.get(name)) for name, form in forms.items()]
-            heights.append(0.5 if high == low else ((trial.value or 0.0) - low) / (high - low))
+            heights.append(0.5 if high == low else ((score(trial) or 0.0) - low) / (high - low))
             xs += [*range(len(names)), None]
             ys += [None if y is None else round(y, 3) for y in heights] + [None]
             parts = [f"{name} {_label(trial.params.get(name))}" for name in forms]
-            parts.append(f"accuracy {percent(trial.value or 0.0)}")
+            parts.append(f"accuracy {percent(score(trial) or 0.0)}")
             told += [*(f"trial {trial.number}: {html.escape(part)}" for part in parts), ""]
         if members:
             figure.add_scatter(
@@ -278,7 +279,7 @@ def timeline_figure(trials: Sequence[FrozenTrial], until: datetime) -> go.Figure
         start = (trial.datetime_start - first).total_seconds()
         end = ((trial.datetime_complete or until) - first).total_seconds()
         kind = outcome(trial)
-        accuracy = number(trial.value) if trial.state == TrialState.COMPLETE else None
+        accuracy = number(score(trial)) if trial.state == TrialState.COMPLETE else None
         told = f"trial {trial.number}, {kind}" + (f", {percent(accuracy)}" if accuracy is not None else "")
         bars[kind].append((start, max(0.0, end - start), worker_of(trial), told))
     last = max((start + length for members in bars.values() for start, length, _, _ in members), default=0.0)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from search.figures import confirmation_figure, number, retrain_accuracy_figure, retrain_loss_figure
+from search.objective import LATENCY_BATCH
 from search.report.data import ReportData
 from search.report.document import Block, Picture, Pictures, Table, Text, table
 from search.report.figures import MOST_CLASSES, class_figure, confusion_figure
@@ -12,16 +13,16 @@ from search.report.words import (
     STOPPED,
     counted,
     flops_cell,
+    latency_cell,
     points_text,
     real_cell,
     share_cell,
     stage,
-    these_trials,
     time_cell,
     whole_cell,
     with_interval,
 )
-from search.view import params_text, percent
+from search.view import params_text, percent, trials_text
 
 WRITTEN_CLASSES = 20
 """Classes up to which the confusion matrix is written out as a table."""
@@ -38,6 +39,8 @@ def confirmation(data: ReportData) -> Iterator[Block]:
         yield Text(f"Under way: {told['done']} of {told['runs']} runs are done. So far: {_tie(told)}")
     else:
         yield Text(_tie(told))
+    if data.aim.rule != "accuracy":
+        yield Text(_rule(data))
     yield table(
         "The search's best configurations, trained again from fresh seeds; validation accuracy, best mean first",
         (
@@ -77,10 +80,19 @@ def confirmation(data: ReportData) -> Iterator[Block]:
         )
 
 
+def _rule(data: ReportData) -> str:
+    """Why these configurations."""
+    if data.aim.rule == "knee":
+        return "Confirmed is the knee of the front alone: its neighbours are other bargains, not its rivals."
+    return f"Confirmed are the best of the configurations with {data.aim.limits.text}."
+
+
 def _tie(told: Mapping[str, Any]) -> str:
     best, winner = told.get("best_mean"), told.get("winner")
     if best is None:
         return "No configuration has finished a run."
+    if len(told["configurations"]) == 1:
+        return f"One configuration was taken up, so there is nothing to compare: trial {winner}."
     error = number(told.get("noise_of_difference"))
     if error is None:
         return f"Trial {best} has the best mean; how much of that is noise is not known. Trial {winner} is taken."
@@ -88,7 +100,7 @@ def _tie(told: Mapping[str, Any]) -> str:
     if not told.get("tie") or not others:
         return f"Trial {best} has the best mean, and no other comes within its noise. Trial {winner} is taken."
     return (
-        f"A tie: trial {best} has the best mean, but {these_trials(others)} cannot be told from it, within one "
+        f"A tie: trial {best} has the best mean, but {trials_text(others)} cannot be told from it, within one "
         f"standard error ({100 * error:.2f} points). Of these the cheapest in FLOPs is taken: trial {winner}."
     )
 
@@ -268,6 +280,10 @@ def cost(data: ReportData) -> Iterator[Block]:
         ("parameters", whole_cell(source.get("parameters"))),
         ("FLOPs of one image, forward", whole_cell(source.get("flops"))),
     ]
+    if "latency" in winner.user_attrs:
+        where = winner.user_attrs.get("device")
+        of = f"latency of {counted(LATENCY_BATCH, 'image')} at the end of its trial, on {where}"
+        rows.append((of, latency_cell(winner.user_attrs["latency"])))
     if done:
         rows.insert(0, ("calibration error on the test images", share_cell(done.get("calibration_error"))))
         rows += [_latency(int(size), seconds, done) for size, seconds in (done.get("latency") or {}).items()]

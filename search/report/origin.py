@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 
 from search.definition import as_toml
 from search.figures import number, validation_curve
+from search.objective import score
 from search.report.data import ReportData
 from search.report.document import Block, Code, Text, table
 from search.report.words import NONE, counted, whole_cell
@@ -48,6 +49,9 @@ def baselines(data: ReportData) -> Iterator[Block]:
         rows.append(
             _trial_row(f"this study's best trial ({best.number})", best, "the highest of all trials: it flatters")
         )
+    if data.chosen is not None and data.chosen is not data.complete[0]:
+        chosen = data.chosen
+        rows.append(_trial_row(f"this study's choice, trial {chosen.number}", chosen, data.aim.text))
     for trial in data.starts:
         preset = trial.params.get("preset", "none")
         start = f"known good start {trial.user_attrs.get('start', 0) + 1}"
@@ -66,7 +70,14 @@ def baselines(data: ReportData) -> Iterator[Block]:
 def _trial_row(what: str, trial: FrozenTrial, chosen: str) -> tuple[str, ...]:
     epochs = max(validation_curve(trial), default=None)
     size = whole_cell(trial.user_attrs.get("parameters"))
-    return what, percent(trial.value or 0.0), "validation images", size, NONE if epochs is None else str(epochs), chosen
+    return (
+        what,
+        percent(score(trial) or 0.0),
+        "validation images",
+        size,
+        NONE if epochs is None else str(epochs),
+        chosen,
+    )
 
 
 def repetition(data: ReportData) -> Iterator[Block]:
@@ -76,7 +87,8 @@ def repetition(data: ReportData) -> Iterator[Block]:
     file = f"{record.name}.toml"
     words = ["python", "-m", "search", "run", "--study", file, "--name", f"{record.name}-again"]
     yield Text(f"Install commit {environment.get('commit', 'unknown')}, save the definition below as {file}, and run:")
-    yield Code("Command", shlex.join([*words, "--dataset", record.dataset.name]), "bash")
+    limits = [word for cost, most in data.aim.limits.most.items() for word in (f"--max-{cost}", f"{most}")]
+    yield Code("Command", shlex.join([*words, "--dataset", record.dataset.name, *limits]), "bash")
     yield Code(file, as_toml(record.config), "toml")
     devices = Counter(str(t.user_attrs["device"]) for t in data.trials if t.user_attrs.get("device"))
     images = f"{record.dataset.fit:,} fit and {record.dataset.validation:,} validation images"

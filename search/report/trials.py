@@ -1,20 +1,21 @@
 """The report's sections about the search itself: trials, parameters, cost, time, pruning."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from search.audit import WOULD_STOP
 from search.figures import (
-    COSTS,
     MOST_POINTS,
     Outcome,
     budget_figure,
     cost_figure,
     device_hours_figure,
+    known_costs,
     outcome,
     pareto_front,
     seconds,
 )
+from search.objective import ATTRIBUTES, LATENCY_BATCH, score
 from search.report.data import LEAST_FOR_IMPORTANCES, ReportData
 from search.report.document import Block, Picture, Pictures, Text, table
 from search.report.figures import (
@@ -28,12 +29,24 @@ from search.report.figures import (
     timeline_figure,
     worker_of,
 )
-from search.report.words import NONE, counted, flops_cell, whole_cell
+from search.report.words import NONE, counted, flops_cell, latency_cell, whole_cell
 from search.space import parameter_distributions
 from search.view import duration, params_text, percent
 
 SHOWN_TRIALS = 10
 """The best trials, told with their parameters."""
+
+UNITS: Mapping[str, tuple[str, str, Callable[[object], str]]] = {
+    "parameters": ("parameters", "as many or fewer parameters", whole_cell),
+    "flops": ("FLOPs", "as many or fewer FLOPs", whole_cell),
+    "latency": (f"latency of {LATENCY_BATCH} image", "the same or a lower latency", latency_cell),
+}
+"""Of a cost: its name, what bounds it, and how it is written."""
+
+KNEE = (
+    ", the point farthest above the chord between its ends, with the accuracy and the logarithm of the cost each "
+    "brought to 0 to 1 (Satopaa et al., 2011)"
+)
 
 AUDITED = "Audited: trials that the pruner wanted to stop and that were let run, to see what they would have reached."
 
@@ -61,7 +74,7 @@ def history(data: ReportData) -> Iterator[Block]:
         [
             (
                 str(trial.number),
-                percent(trial.value or 0.0),
+                percent(score(trial) or 0.0),
                 whole_cell(trial.user_attrs.get("parameters")),
                 flops_cell(trial.user_attrs.get("flops")),
                 duration(seconds(trial)),
@@ -81,10 +94,11 @@ def parameters(data: ReportData) -> Iterator[Block]:
         yield Text("No trial has run to its end." if forms else "Nothing is varied.")
         return
     if data.importances:
+        best = "the best trials" if data.aim.cost is None else "the trials nearest to the front"
         yield Picture(
             "Importance",
             shares_figure(data.importances),
-            "How much each parameter's values differ between the best trials and all of them (PED-ANOVA), as shares.",
+            f"How much each parameter's values differ between {best} and all of them (PED-ANOVA), as shares.",
             table(
                 "Importance of parameters",
                 ("parameter", "share"),
@@ -110,18 +124,27 @@ def parameters(data: ReportData) -> Iterator[Block]:
 def pareto(data: ReportData) -> Iterator[Block]:
     """What accuracy costs."""
     pictures = []
-    for attribute in COSTS:
-        unit = "parameters" if attribute == "parameters" else "FLOPs"
+    rule, chosen = data.aim.rule, data.chosen
+    pointed = chosen.number if chosen is not None and rule != "accuracy" else None
+    if pointed is not None:
+        yield Text(f"The star is trial {pointed}: {data.aim.text}{KNEE if rule == 'knee' else ''}.")
+    for attribute in known_costs(data.complete):
+        unit, least, cell = UNITS[attribute]
         front = pareto_front(data.trials, attribute)
-        rows = [(str(t.number), whole_cell(t.user_attrs[attribute]), percent(t.value or 0.0)) for t in front]
+        rows = [(str(t.number), cell(t.user_attrs[attribute]), percent(score(t) or 0.0)) for t in front]
         if rows:
             numbers = table(
-                f"Trials that no other beats at as many or fewer {unit}", ("trial", unit, "validation accuracy"), rows
+                f"Trials that no other beats at {least}",
+                ("trial", unit, "validation accuracy"),
+                rows,
+                strong=[i for i, trial in enumerate(front) if trial.number == pointed],
             )
             text = "The line joins trials that no other beats at the same or a lower cost."
+            if data.aim.cost is not None and ATTRIBUTES[data.aim.cost] == attribute:
+                text += " It is the front that was searched for."
             if len(data.complete) > MOST_POINTS:
                 text += f" Shown are these and the best others, {MOST_POINTS} of {len(data.complete):,} in all."
-            figure = cost_figure(data.trials, attribute)
+            figure = cost_figure(data.trials, attribute, pointed)
             pictures.append(Picture(f"Accuracy and {unit}", figure, text, numbers))
     if pictures:
         yield Pictures(tuple(pictures))
@@ -175,7 +198,13 @@ def pruning(data: ReportData) -> Iterator[Block]:
     if audit is None:
         yield Text("Nothing to tell yet: no trial ran to its end or was pruned.")
         return
-    yield Text(f"{_sentence(audit['verdict'])}.")
+    if data.aim.cost is not None:
+        yield Text(
+            "Nothing is pruned in a search with two objectives, as epochs can be compared on one only: every trial ran "
+            "its full length."
+        )
+    else:
+        yield Text(f"{_sentence(audit['verdict'])}.")
     rows = [
         ("trials pruned", str(audit["pruned"])),
         ("epochs saved", f"{audit['saved_epochs']:,} ({audit['saved_share']:.0%} of all without pruning)"),

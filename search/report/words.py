@@ -1,6 +1,6 @@
 """Words and cells of tables: how numbers are told."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -32,12 +32,6 @@ def points_text(share: float) -> str:
 def counted(value: int, noun: str) -> str:
     """So many of these."""
     return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
-
-
-def these_trials(numbers: Sequence[int]) -> str:
-    """Trials by their numbers."""
-    names = [str(trial) for trial in numbers]
-    return f"trial {names[0]}" if len(names) == 1 else f"trials {', '.join(names[:-1])} and {names[-1]}"
 
 
 def configuration_words(trial: FrozenTrial) -> str:
@@ -114,6 +108,12 @@ def time_cell(value: object) -> str:
     """Seconds, as a person says them."""
     finite = number(value)
     return NONE if finite is None else duration(finite)
+
+
+def latency_cell(value: object) -> str:
+    """Seconds of a forward pass."""
+    finite = number(value)
+    return NONE if finite is None else f"{1000 * finite:.3g} ms"
 
 
 def flops_cell(value: object) -> str:

@@ -1,0 +1,67 @@
+"""The front of accuracy and cost, and its knee: arithmetic on points.
+
+The knee is where the front bends most: with the logarithm of the cost and the accuracy each brought to 0 to 1 between
+the front's two ends, the point farthest above the chord that joins these ends (Satopaa et al., "Finding a 'Kneedle' in
+a Haystack", ICDCSW 2011, section III; a knee as the point of a front to prefer: Branke et al., "Finding Knees in
+Multi-objective Optimization", PPSN 2004). Logarithmic, as networks differ in cost by factors: a step is a doubling,
+wherever on the axis. So the knee does not depend on the units of either axis. A front without a bulge, such as one of
+two points, has no knee: then its most accurate point stands for it, as among several as far from the chord.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EQUAL = 1e-9
+"""Distances from the chord, of a square of side 1, that differ by less are equal."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network.
+
+    Attributes:
+        key: names it.
+        accuracy: the more, the better.
+        cost: above 0; the less, the better.
+    """
+
+    key: int
+    accuracy: float
+    cost: float
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points than which none is both cheaper (or equal) and better (or equal), cheapest first.
+
+    Of points that are equal in both, the one with the smallest key.
+    """
+    found: list[Point] = []
+    for point in sorted(points, key=lambda one: (one.cost, -one.accuracy, one.key)):
+        if not found or point.accuracy > found[-1].accuracy:
+            found.append(point)
+    return found
+
+
+def knee(points: Sequence[Point]) -> Point | None:
+    """The knee of the front of these points; None where there are none."""
+    there = front(points)
+    if not there:
+        return None
+    heights = [above_chord(point, there[0], there[-1]) for point in there]
+    farthest = max(heights)
+    return max(
+        (point for point, height in zip(there, heights, strict=True) if height >= farthest - EQUAL),
+        key=lambda point: point.accuracy,
+    )
+
+
+def above_chord(point: Point, cheapest: Point, best: Point) -> float:
+    """How far a point lies above the chord of a front, as the difference of normalised accuracy and cost, -1 to 1.
+
+    The distance at right angles to the chord is this, divided by the square root of 2.
+    """
+    if cheapest.cost == best.cost or cheapest.accuracy == best.accuracy:
+        return 0.0
+    cost = math.log(point.cost / cheapest.cost) / math.log(best.cost / cheapest.cost)
+    return (point.accuracy - cheapest.accuracy) / (best.accuracy - cheapest.accuracy) - cost
