@@ -28,6 +28,7 @@ START_FACTOR = 0.2
 """Share of the peak rate at which its schedule starts; the loop stays there, since speed does not depend on it."""
 
 FIT = FitConfig(
+    optimizer="sgd",
     epochs=100_000,
     batch_size=BATCH_SIZE,
     momentum=MOMENTUM,

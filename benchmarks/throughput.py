@@ -2,8 +2,8 @@
 
     python -m benchmarks.throughput --device cpu|cuda [--json FILE] [--networks small,typical] [--rounds 5]
 
-ours         `model.fit.fit` with a study's settings, precision auto, augmentation 0.5 (flip and crop as the reference
-             has them, and more); its own count of images a second
+ours         `model.fit.fit` with a study's settings (Muon; AdamW for the presets, as studies/seed.toml has it), precision
+             auto, augmentation 0.5 (flip and crop as the reference has them, and more); its own count of images a second
 reference    `benchmarks.plain`: the public solution's loop, at its batch of 64 and at ours; on a GPU, for airbench94's
              network, `benchmarks.airbench`
 
@@ -198,7 +198,8 @@ def prepare_ours(job: Job, device: torch.device) -> Training:
         network = network.to(device).to(memory_format=torch.channels_last)
         return OurTraining(network, split, replace(airbench.FIT, batch_size=job.batch), job.seconds)
     network = build_network(networks(device)[job.network], device=device)
-    return OurTraining(network, split, replace(FIT, batch_size=job.batch), job.seconds)
+    fit_config = replace(FIT, batch_size=job.batch, optimizer="adamw" if job.network in PRESETS else FIT.optimizer)
+    return OurTraining(network, split, fit_config, job.seconds)
 
 
 def serve(job: Job, pipe: Connection) -> None:
