@@ -61,5 +61,5 @@ def cost_of(trial: FrozenTrial, cost: Cost) -> float | None:
 def cost_text(cost: Cost, value: float) -> str:
     """A cost with its unit."""
     if cost == "latency":
-        return f"{1000 * value:.3g} ms"
+        return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
     return f"{value:,.0f} {METRICS[cost]}"

@@ -350,7 +350,9 @@ def confirmation_text(confirmed: Mapping[str, Any]) -> str:
         others = [str(number) for number in confirmed["tied"] if number != winner["trial"]]
         text += f", a tie with trial{'s' if len(others) > 1 else ''} {', '.join(others)}, of which it is the cheapest"
     if optimism := confirmed["optimism"]:
-        flatterer = "its score in" if confirmed.get("chosen_by") == "knee" else "the best score of"
+        flatterer = {"knee": "its score in", "limit": "the best score within the limit in"}.get(
+            confirmed.get("chosen_by", ""), "the best score of"
+        )
         text += f"; {flatterer} the search flattered its configuration by {100 * optimism['difference']:+.2f} points"
     return text
 

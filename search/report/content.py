@@ -110,7 +110,7 @@ def _optimism(data: ReportData) -> Iterator[str]:
     optimism = (data.confirmation or {}).get("optimism")
     if optimism:
         difference = optimism["difference"]
-        name = "knee" if data.aim.rule == "knee" else "best trial"
+        name = {"accuracy": "best trial", "knee": "knee", "limit": "best trial within the limit"}[data.aim.rule]
         yield (
             f"The search's optimism: its {name} ({optimism['trial']}) scored {percent(optimism['score'])}; over "
             f"fresh seeds the same configuration reaches {percent(optimism['confirmed'])}, "

@@ -200,8 +200,8 @@ def pruning(data: ReportData) -> Iterator[Block]:
         return
     if data.aim.cost is not None:
         yield Text(
-            "Nothing is pruned in a search with two objectives, as epochs can be compared on one only: every trial ran "
-            "its full length."
+            "Nothing is pruned in a search with two objectives, as epochs can be compared on one only: trials train "
+            "their full length."
         )
     else:
         yield Text(f"{_sentence(audit['verdict'])}.")

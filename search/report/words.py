@@ -6,6 +6,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from search.figures import number
+from search.objective import cost_text
 from search.report.data import ReportData
 from search.view import duration, params_text, percent
 
@@ -113,7 +114,7 @@ def time_cell(value: object) -> str:
 def latency_cell(value: object) -> str:
     """Seconds of a forward pass."""
     finite = number(value)
-    return NONE if finite is None else f"{1000 * finite:.3g} ms"
+    return NONE if finite is None else cost_text("latency", finite)
 
 
 def flops_cell(value: object) -> str:
