@@ -2,8 +2,9 @@
 
     python -m benchmarks.throughput --device cpu|cuda [--json FILE] [--networks small,typical] [--rounds 5]
 
-ours         `model.fit.fit` with a study's settings (Muon; AdamW for the presets, as studies/seed.toml has it), precision
-             auto, augmentation 0.5 (flip and crop as the reference has them, and more); its own count of images a second
+ours         `model.fit.fit` with a study's settings (Muon; AdamW for the presets, as studies/seed.toml has it),
+             precision auto, augmentation 0.5 (flip and crop as the reference has them, and more); its own count of
+             images a second
 reference    `benchmarks.plain`: the public solution's loop, at its batch of 64 and at ours; on a GPU, for airbench94's
              network, `benchmarks.airbench`
 

@@ -62,7 +62,7 @@ class Range(BaseModel):
 
 
 class SearchSpace(BaseModel):
-    """Parameters that are varied and values that are fixed, by their plain names."""
+    """Parameters that are varied and values that are fixed, by their plain names: together all settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,7 +79,9 @@ class SpaceError(ValueError):
 
 
 def parse_space(table: Mapping[str, Any]) -> SearchSpace:
-    """A study file's ``[space]`` table as a space.
+    """A study file's ``[space]`` table as a space; what the table leaves out is fixed at its default.
+
+    So a study holds every setting itself, and goes on with them where a later version has other defaults.
 
     Raises:
         SpaceError: an unknown name, a value out of bounds, an empty range, a network that cannot be built.
@@ -101,9 +103,19 @@ def parse_space(table: Mapping[str, Any]) -> SearchSpace:
             fixed[name] = _checked(name, value)
     if PER_BLOCK in table and (given := {"width", "width_growth"} & table.keys()):
         raise SpaceError(PER_BLOCK, f"stands in place of {' and '.join(sorted(given))}; give one or the other")
-    space = SearchSpace(varied=varied, fixed=fixed)
-    _check_corners(space)
+    space = SearchSpace(varied=varied, fixed=_defaults(table) | fixed)
+    _check_corners(space, "pools" if "pools" in table else "blocks")
     return space
+
+
+def _defaults(table: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Defaults of the settings that a table does not name and nothing in it stands in place of."""
+    replaced = {"width", "width_growth"} if PER_BLOCK in table else set()
+    return {
+        name: field.default
+        for name, field in TrialSettings.model_fields.items()
+        if name not in table.keys() | replaced | {PER_BLOCK}
+    }
 
 
 def _parse_range(name: str, table: Mapping[str, Any]) -> Range:
@@ -151,7 +163,7 @@ def _plain(message: str) -> str:
     return message.removeprefix("Value error, ").replace("Input should", "should")
 
 
-def _check_corners(space: SearchSpace) -> None:
+def _check_corners(space: SearchSpace, blamed: str) -> None:
     """Refuse a space that holds a network which cannot be built: what matters is monotone in blocks and pools."""
     presets, blocks, pools = (_extremes(space, name) for name in ("preset", "blocks", "pools"))
     for preset in presets:
@@ -161,9 +173,7 @@ def _check_corners(space: SearchSpace) -> None:
                 try:
                     network_config(settings_from(values), classes=2)
                 except ConfigError as error:
-                    raise SpaceError(
-                        "pools" if "pools" in space.varied | space.fixed else "blocks", str(error)
-                    ) from error
+                    raise SpaceError(blamed, str(error)) from error
 
 
 def _extremes(space: SearchSpace, name: str) -> tuple[Any, ...]:
@@ -172,7 +182,7 @@ def _extremes(space: SearchSpace, name: str) -> tuple[Any, ...]:
         return parameter.low, parameter.high
     if parameter is not None:
         return parameter
-    return (space.fixed.get(name, TrialSettings.model_fields[name].default),)
+    return (space.fixed[name],)
 
 
 def distribution(name: str, parameter: Range | tuple[Scalar, ...]) -> BaseDistribution:
@@ -214,8 +224,7 @@ def block_width(block: int) -> str:
 
 
 def _blocks(space: SearchSpace, params: Mapping[str, Any]) -> int:
-    default = TrialSettings.model_fields["blocks"].default
-    return int(params.get("blocks", space.fixed.get("blocks", default)))
+    return int(params["blocks"] if "blocks" in space.varied else space.fixed["blocks"])
 
 
 def _suggest(trial: optuna.Trial, name: str, form: BaseDistribution) -> Scalar:

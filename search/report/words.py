@@ -10,7 +10,15 @@ from search.objective import cost_text
 from search.report.data import ReportData
 from search.view import duration, params_text, percent
 
-NAMES = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "gelu": "GELU", "silu": "SiLU", "sgd": "SGD", "adamw": "AdamW"}
+NAMES = {
+    "relu": "ReLU",
+    "leaky_relu": "LeakyReLU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "muon": "Muon",
+    "sgd": "SGD",
+    "adamw": "AdamW",
+}
 """Settings whose own spelling is another one."""
 
 STOPPED = {"time": "the study's minutes were up", "max epochs": "no more epochs were allowed"}

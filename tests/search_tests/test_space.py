@@ -171,3 +171,13 @@ def test_the_hash_follows_what_makes_scores_comparable_and_nothing_else() -> Non
 def test_differences_are_named_one_by_one() -> None:
     old, new = {"a": {"low": 1, "high": 2}, "b": 3}, {"a": {"low": 1, "high": 4}, "c": "x"}
     assert differences(old, new) == ["a.high: 2 -> 4", "b: 3 -> nothing", 'c: nothing -> "x"']
+
+
+def test_a_space_holds_every_setting() -> None:
+    """Another version may have other defaults; a study goes on with those it began with."""
+    space = parse_space({"lr": {"low": 0.01, "high": 0.1}, "blocks": 3})
+    names = set(TrialSettings.model_fields)
+    assert space.varied.keys() | space.fixed.keys() == names - {"block_widths"}
+    assert settings_of(space, {"lr": 0.05}) == TrialSettings(lr=0.05, blocks=3)
+    per_block = parse_space({"block_widths": {"low": 8, "high": 32, "step": 8}})
+    assert per_block.varied.keys() | per_block.fixed.keys() == names - {"width", "width_growth"}
