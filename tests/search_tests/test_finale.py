@@ -169,7 +169,7 @@ class KilledError(BaseException):
     """The process is no more."""
 
 
-@pytest.mark.parametrize("death", [1, 4, 6])
+@pytest.mark.parametrize("death", [4, *(pytest.param(death, marks=pytest.mark.slow) for death in (1, 6))])
 def test_a_retrain_that_dies_goes_on_to_the_same_weights(
     search: Command, finale: Path, home: Path, monkeypatch: pytest.MonkeyPatch, death: int
 ) -> None:
