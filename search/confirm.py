@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search import ledger as ledgers
 from search import study as studies
-from search.choice import Aim, aim_of, candidates
+from search.choice import aim_of, candidates
 from search.comparison import Candidate, Comparison, compare
 from search.ledger import START, open_ledger
 from search.objective import ATTRIBUTES, score
@@ -41,11 +41,6 @@ def seeds_of(config: StudyConfig) -> tuple[int, ...]:
     return tuple((config.seed * 1_000_003 + FIRST_SEED + row) % MAX_SEED for row in range(config.confirm.seeds))
 
 
-def best_configurations(study: optuna.Study, wanted: Aim, most: int) -> list[FrozenTrial]:
-    """What a search's confirmation compares, best first (`search.choice.candidates`)."""
-    return candidates(study.get_trials(deepcopy=False), wanted, most)
-
-
 def prepare(storage: PersistentStorage, study: optuna.Study) -> StudyRecord | None:
     """Create the study that confirms a search, or give it what it lacks; anyone may, any number of times.
 
@@ -59,7 +54,7 @@ def prepare(storage: PersistentStorage, study: optuna.Study) -> StudyRecord | No
     record = studies.record_of(study)
     assert record is not None
     with exclusive(storage.location, f"{record.name}.creation"):
-        best = best_configurations(study, aim_of(study), record.config.confirm.configurations)
+        best = candidates(study.get_trials(deepcopy=False), aim_of(study), record.config.confirm.configurations)
         if not best:
             return None
         found = studies.find(storage, name_of(record.name))
@@ -122,7 +117,7 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
         if accuracy is not None and trial.params == entry["params"]:
             scores.setdefault(entry["trial"], {})[entry["seed"]] = accuracy
     wanted = aim_of(study)
-    best = best_configurations(study, wanted, record.config.confirm.configurations)
+    best = candidates(study.get_trials(deepcopy=False), wanted, record.config.confirm.configurations)
     trials = {trial.number: trial for trial in best}
     seeds = seeds_of(record.config)
     compared = [

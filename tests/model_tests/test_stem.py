@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import compiled, stem
+from support.memory import margins_around_empty
 
 pytestmark = pytest.mark.skipif(
     compiled.library(stem.SOURCE) is None, reason="needs a C++ compiler and a processor with AVX512_BF16"
@@ -177,20 +177,8 @@ def test_neighbours_in_memory_are_untouched(
 ) -> None:
     """Results are cut from larger pieces, whose margins stay as they were."""
     conv, x, grad = data(*shape, pooled)
-    margins: list[Tensor] = []
-    plain_empty = torch.empty
-
-    def guarded(*size: Any, **options: Any) -> Tensor:
-        made = plain_empty(*size, **options)
-        dense = made.permute(0, 2, 3, 1) if made.dim() == 4 else made
-        around = torch.full((dense.numel() + 256,), 7, dtype=made.dtype)
-        margins.extend((around[:128], around[-128:]))
-        inside = around[128:-128].view(dense.shape)
-        return inside.permute(0, 3, 1, 2) if made.dim() == 4 else inside
-
     torch.set_num_threads(threads)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", guarded)
+    with margins_around_empty(monkeypatch) as margins:
         _, place = stem.convolution(x, conv.weight.data, conv.bias, pooled)
         stem.gradient_of_weight(x, grad, place)
     assert len(margins) == 2 * (4 if pooled else 3)

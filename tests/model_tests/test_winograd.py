@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from model import compiled, winograd
 from model.config import FitConfig, NetworkConfig
 from model.fit import fit
 from model.network import build_network
+from support.memory import margins_around_empty
 
 pytestmark = pytest.mark.skipif(
     compiled.library(winograd.SOURCE) is None, reason="needs a C++ compiler and a processor with AVX512_BF16"
@@ -144,20 +144,8 @@ def test_neighbours_in_memory_are_untouched(
 ) -> None:
     """Results and working memory are cut from larger pieces, whose margins stay as they were."""
     conv, x, grad = data(*shape)
-    margins: list[Tensor] = []
-    plain = torch.empty
-
-    def guarded(*size: Any, **options: Any) -> Tensor:
-        made = plain(*size, **options)
-        dense = made.permute(0, 2, 3, 1) if made.dim() == 4 else made
-        around = torch.full((dense.numel() + 256,), 7, dtype=made.dtype)
-        margins.extend((around[:128], around[-128:]))
-        inside = around[128:-128].view(dense.shape)
-        return inside.permute(0, 3, 1, 2) if made.dim() == 4 else inside
-
     torch.set_num_threads(threads)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", guarded)
+    with margins_around_empty(monkeypatch) as margins:
         winograd.convolution(x, conv.weight.data, conv.bias)
         winograd.gradient_of_input(grad, conv.weight.data)
         winograd.gradient_of_weight(x, grad)
