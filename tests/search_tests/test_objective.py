@@ -1,5 +1,6 @@
 """Two objectives: Pareto searches, their knee, and limits on what a network may cost."""
 
+import contextlib
 import json
 import math
 import os
@@ -378,6 +379,15 @@ def test_a_stopped_trial_goes_on_with_its_curve(search: Command, tiny: Path, any
         assert (count.complete, count.failed_attempts, count.waiting, count.running) == (3, 1, 0, 0)
 
 
+def worker_of(pid: int) -> psutil.Process:
+    """Some living worker of the `run` in the process `pid`; one killed a moment ago may not have been reaped yet."""
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "worker" in child.cmdline():
+                return child
+    raise AssertionError("no worker is alive")
+
+
 @pytest.mark.slow
 def test_killed_workers_leave_the_budget_exact(tiny: Path) -> None:
     tiny.write_text(tiny.read_text().replace("epochs = 2\ntrain_images = 96", "epochs = 40\ntrain_images = 200"))
@@ -396,9 +406,7 @@ def test_killed_workers_leave_the_budget_exact(tiny: Path) -> None:
             said += line
             if ": epoch 5/40" in line and killed < 2:
                 killed += 1
-                next(
-                    one for one in psutil.Process(process.pid).children(recursive=True) if "worker" in one.cmdline()
-                ).kill()
+                worker_of(process.pid).kill()
         assert process.wait(timeout=60) == 0, said
     study = loaded()
     states = Counter(trial.state for trial in study.trials)
