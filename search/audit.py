@@ -12,8 +12,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from search.figures import number, outcome, validation_curve
 from search.objective import score
+from search.outcomes import number, outcome, validation_curve
 
 WOULD_STOP = "would_stop"
 """User attribute of a trial: the epoch after which the pruner wanted to stop it."""

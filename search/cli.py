@@ -37,6 +37,7 @@ from search.options import (
     refuse_absent,
     terminal,
 )
+from search.replay_cli import replay_command
 
 # Read by torch when it first allocates: large blocks in huge pages, a fifth of the time of a training step here.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -314,6 +315,7 @@ def data_command(
 app.command("confirm")(confirm_command)
 app.command("retrain")(retrain_command)
 app.command("report")(report_command)
+app.command("replay")(replay_command)
 app.command("predict")(predict_command)
 app.command("export")(export_command)
 

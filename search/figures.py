@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
@@ -18,11 +18,10 @@ from plotly.subplots import make_subplots
 
 from search.choice import front_of
 from search.objective import ATTRIBUTES, LATENCY_BATCH, Cost, cost_of, score
+from search.outcomes import Outcome, curve, number, outcome, seconds, validation_curve
 from search.view import duration, params_text
 
 T = TypeVar("T")
-
-Outcome = Literal["complete", "pruned", "infeasible", "failed attempt", "running", "waiting"]
 
 COLOURS: Mapping[Outcome, str] = {
     "complete": "#2e7d32",
@@ -40,40 +39,6 @@ MOST_POINTS = 500
 """Trials that `accuracy_cost_figure` shows at most: about 100 kB of JSON."""
 
 _MARGIN = {"l": 60, "r": 30, "t": 50, "b": 50}
-
-
-def outcome(trial: FrozenTrial) -> Outcome:
-    """What became of a trial, finer than Optuna's states: an infeasible configuration is PRUNED there."""
-    match trial.state:
-        case TrialState.COMPLETE:
-            return "complete"
-        case TrialState.PRUNED:
-            fault = trial.user_attrs.get("fault")  # a constraint is broken also by a loss that is not finite
-            broken = fault is None and any(value > 0 for value in trial.constraints.values())
-            return "infeasible" if broken or fault == "infeasible" else "pruned"
-        case TrialState.FAIL:
-            return "failed attempt"
-        case TrialState.RUNNING:
-            return "running"
-        case _:
-            return "waiting"
-
-
-def number(value: object) -> float | None:
-    """A finite number as one; None for anything else, such as an absent attribute or an infinite loss."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def seconds(trial: FrozenTrial) -> float:
-    """Time that a trial held its device: its own measurement, else from its start to its end."""
-    measured = number(trial.user_attrs.get("seconds"))
-    if measured is not None:
-        return measured
-    if trial.datetime_start is None or trial.datetime_complete is None:
-        return 0.0
-    return max(0.0, (trial.datetime_complete - trial.datetime_start).total_seconds())
 
 
 def budget_figure(trials: Sequence[FrozenTrial], requested: int, waiting: int) -> go.Figure:
@@ -398,7 +363,7 @@ def learning_curve_png(trial: FrozenTrial) -> bytes:
     axes = figure.add_subplot()
     for label, points in (
         ("validation", validation_curve(trial)),
-        ("train", _finite(_curve(trial, "train_accuracy"))),
+        ("train", curve(trial, "train_accuracy")),
     ):
         if points:
             axes.plot(list(points), list(points.values()), marker=".", label=label)
@@ -413,19 +378,6 @@ def learning_curve_png(trial: FrozenTrial) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def validation_curve(trial: FrozenTrial) -> dict[int, float]:
-    """Validation accuracy by epoch; epochs without a finite one are left out."""
-    return _finite({**_curve(trial, "validation_accuracy"), **trial.intermediate_values})
-
-
-def _curve(trial: FrozenTrial, key: str) -> dict[int, object]:
-    return {int(row["epoch"]): row.get(key) for row in trial.user_attrs.get("curve") or []}
-
-
-def _finite(values: Mapping[int, object]) -> dict[int, float]:
-    return {epoch: finite for epoch in sorted(values) if (finite := number(values[epoch])) is not None}
 
 
 def _figure(title: str) -> go.Figure:

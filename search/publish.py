@@ -37,14 +37,11 @@ from search.figures import (
     confirmation_figure,
     device_hours_figure,
     learning_curve_png,
-    number,
-    outcome,
     retrain_accuracy_figure,
     retrain_loss_figure,
-    seconds,
-    validation_curve,
 )
 from search.objective import LATENCY_BATCH, score
+from search.outcomes import number, outcome, seconds, validation_curve
 from search.study import StudyRecord
 from search.view import duration, percent
 

@@ -248,6 +248,15 @@ def parameter_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     return found
 
 
+def relevant(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Of parameters for everything that the space can ask for, those that one configuration has."""
+    if PER_BLOCK not in space.varied:
+        return dict(params)
+    there = {block_width(block) for block in range(_blocks(space, params))}
+    absent = {block_width(block) for block in range(max(_extremes(space, "blocks")))} - there
+    return {name: value for name, value in params.items() if name not in absent}
+
+
 def check_start(space: SearchSpace, values: Mapping[str, Any]) -> None:
     """Raise `SpaceError` unless every value is one that the space itself could draw."""
     allowed = parameter_distributions(space)

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from search.choice import aim_of, candidates, ranked
 from search.errors import UserError, first_line
+from search.extrapolation import ExtrapolationPruner
 from search.objective import METRICS, Objective, second_objective
-from search.space import PER_BLOCK, differences, space_hash
+from search.space import PER_BLOCK, differences, parameter_distributions, relevant, space_hash
 from search.storage import study_names
-from search.study_file import PrunerConfig, StudyConfig, comparable_part
+from search.study_file import StudyConfig, comparable_part
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CONFIRM = ".confirm"
@@ -212,6 +213,17 @@ def build_sampler(config: StudyConfig, number: int) -> BaseSampler:
     seed = (config.seed * 1_000_003 + number) % MAX_SEED
     if config.sampler.kind == "random":
         return RandomSampler(seed=seed)
+    if config.sampler.kind == "gp" and second_objective(config.objective) is None:
+        from search.gaussian_sampler import GaussianSampler  # scikit-learn takes a second, which `status` does not have
+
+        return GaussianSampler(
+            parameter_distributions(config.space),
+            lambda params: relevant(config.space, params),
+            config.sampler.startup_trials,
+            number,
+            config.seed,
+            config.sampler.cost_power,
+        )
     with _experimental():
         return TPESampler(
             n_startup_trials=config.sampler.startup_trials,
@@ -229,15 +241,21 @@ def _experimental() -> Iterator[None]:
         yield
 
 
-def build_pruner(config: PrunerConfig) -> BasePruner:
+def build_pruner(config: StudyConfig) -> BasePruner:
     """The pruner that a study file asks for; its epochs count from 1."""
-    if config.kind == "none":
-        return NopPruner()
-    if config.kind == "median":
-        return MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs)
-    return PercentilePruner(
-        config.percentile, n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs
-    )
+    pruner = config.pruner
+    match pruner.kind:
+        case "none":
+            return NopPruner()
+        case "median":
+            return MedianPruner(n_startup_trials=pruner.startup_trials, n_warmup_steps=pruner.warmup_epochs)
+        case "percentile":
+            return PercentilePruner(
+                pruner.percentile, n_startup_trials=pruner.startup_trials, n_warmup_steps=pruner.warmup_epochs
+            )
+        case "extrapolation":
+            top = config.confirm.configurations
+            return ExtrapolationPruner(top, config.trials, pruner.chance, pruner.startup_trials, pruner.warmup_epochs)
 
 
 def is_audited(config: StudyConfig, slot: int) -> bool:

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.choice import aim, front_of
 from search.confirm import confirmation
+from search.forecast import forecast
 from search.ledger import WORKER, Ledger, budget
 from search.objective import Cost, cost_of, score
 from search.overhead import trials_overhead, workers_start_up
@@ -34,6 +35,7 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
     best = best_trial(study)
     done = study.user_attrs.get("retrain")
     trials = study.get_trials(deepcopy=False)
+    workers = listed(ledger)
     wanted = aim(record.config.objective, study.user_attrs)
     return {
         "study": record.name,
@@ -67,7 +69,8 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
         "seconds": round(study.user_attrs.get("seconds", 0.0), 1),
         "trial_seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in trials), 1),
         "overhead": trials_overhead(trials),
-        "start_up": workers_start_up([row.start_up for row in listed(ledger) if row.start_up is not None]),
+        "start_up": workers_start_up([row.start_up for row in workers if row.start_up is not None]),
+        "forecast": forecast(trials, count, sum(row.state == "working" for row in workers), wanted.cost is None),
         "space_hash": study.user_attrs["space_hash"],
         "environment": study.user_attrs["environment"],
         "warnings": [FALLBACK_WARNING] if record.dataset.fallback else [],

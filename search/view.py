@@ -290,6 +290,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         text = f"{progress['what']}: epoch {progress['epoch']} of {progress['epochs']}, about {left} left"
         rows.append(("retraining", text))
     rows.append(("time", duration(summary["seconds"])))
+    if summary["forecast"]["device_seconds"]:
+        rows.append(("device time", device_time_text(summary["forecast"])))
+    rows += [("forecast" if place == 0 else "", text) for place, text in enumerate(forecast_texts(summary["forecast"]))]
     if overhead := summary["overhead"]:
         median = f"median {overhead['median_seconds']:.2f} s a trial"
         rows.append(("overhead", f"{100 * overhead['share']:.1f} % of trial time ({median})"))
@@ -304,6 +307,27 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for warning in summary["warnings"]:
         table.add_row("[yellow]warning[/yellow]", escape(warning))
     return table
+
+
+def forecast_texts(told: Mapping[str, Any]) -> list[str]:
+    """What is expected of a search, a sentence each; none where nothing is known."""
+    texts = []
+    if told["eta_seconds"] is not None:
+        texts.append(f"the search is done in about {duration(told['eta_seconds'])}")
+    if gain := told["gain"]:
+        low, high = (f"{100 * gain[key]:.2f}" for key in ("low", "high"))
+        text = f"{gain['more']} more trials: {100 * gain['mean']:+.2f} points expected (90 % interval {low} to {high})"
+        texts.append(f"{text}; more trials are unlikely to help" if gain["unlikely"] else text)
+    if noise := told["noise"]:
+        texts.append(f"another seed moves a score by {100 * noise['std']:.2f} points (standard deviation)")
+    return texts
+
+
+def device_time_text(told: Mapping[str, Any]) -> str:
+    """Device time by what came of it."""
+    spent = told["device_seconds"]
+    parts = [f"{kind} {duration(seconds)}" for kind, seconds in spent.items() if seconds]
+    return f"{duration(sum(spent.values()))} ({', '.join(parts)})"
 
 
 def front_text(front: Sequence[Mapping[str, Any]], most: int) -> str:

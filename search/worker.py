@@ -274,7 +274,7 @@ def _begin(desk: _Desk, config: StudyConfig, taken: Lease) -> Attempt | None:
     # Where a broken configuration has to give way, the slot's own seed would draw it again.
     number = taken.slot + taken.errors // ledgers.MOST_ERRORS * 1_000_000
     desk.study.sampler = studies.build_sampler(config, number)
-    desk.study.pruner = studies.build_pruner(config.pruner)
+    desk.study.pruner = studies.build_pruner(config)
     attempt = ledgers.begin(desk.ledger, desk.study, taken, config.start, {WORKER: desk.seat.worker_name})
     if attempt is not None and (seconds := desk.watch.start_up()) is not None:
         workers.tell_start_up(desk.ledger, taken.worker, seconds)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from search.figures import number
 from search.objective import LATENCY_BATCH, METRICS, score
+from search.outcomes import number
 from search.report.cautions import cautions
 from search.report.data import ReportData
 from search.report.document import Answer, Document, Items, Section, Text

@@ -14,9 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.audit import pruning_audit
 from search.choice import Aim, aim, candidates, ranked
-from search.figures import number
 from search.ledger import Budget
 from search.objective import score
+from search.outcomes import number
 from search.study import StudyRecord
 
 LEAST_FOR_IMPORTANCES = 10

@@ -11,8 +11,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from search.audit import WOULD_STOP
-from search.figures import COLOURS, LINE_COLOURS, Outcome, number, outcome, thinned, validation_curve
+from search.figures import COLOURS, LINE_COLOURS, thinned
 from search.objective import score
+from search.outcomes import Outcome, number, outcome, validation_curve
 from search.view import percent
 
 MOST_DOTS = 2_000

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from search.figures import confirmation_figure, number, retrain_accuracy_figure, retrain_loss_figure
+from search.figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
 from search.objective import LATENCY_BATCH
+from search.outcomes import number
 from search.report.data import ReportData
 from search.report.document import Block, Picture, Pictures, Table, Text, table
 from search.report.figures import MOST_CLASSES, class_figure, confusion_figure

@@ -8,8 +8,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from search.definition import as_toml
-from search.figures import number, validation_curve
 from search.objective import score
+from search.outcomes import number, validation_curve
 from search.report.data import ReportData
 from search.report.document import Block, Code, Text, table
 from search.report.words import NONE, counted, whole_cell

@@ -4,18 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from search.audit import WOULD_STOP
-from search.figures import (
-    MOST_POINTS,
-    Outcome,
-    budget_figure,
-    cost_figure,
-    device_hours_figure,
-    known_costs,
-    outcome,
-    pareto_front,
-    seconds,
-)
+from search.figures import MOST_POINTS, budget_figure, cost_figure, device_hours_figure, known_costs, pareto_front
 from search.objective import ATTRIBUTES, LATENCY_BATCH, score
+from search.outcomes import Outcome, outcome, seconds
 from search.report.data import LEAST_FOR_IMPORTANCES, ReportData
 from search.report.document import Block, Picture, Pictures, Text, table
 from search.report.figures import (
@@ -31,7 +22,7 @@ from search.report.figures import (
 )
 from search.report.words import NONE, counted, flops_cell, latency_cell, whole_cell
 from search.space import parameter_distributions
-from search.view import duration, params_text, percent
+from search.view import duration, forecast_texts, params_text, percent
 
 SHOWN_TRIALS = 10
 """The best trials, told with their parameters."""
@@ -65,6 +56,8 @@ def history(data: ReportData) -> Iterator[Block]:
         yield Pictures(tuple(pictures))
     else:
         yield Text("No trial has an accuracy yet." if data.trials else "No trial has begun.")
+    if told := forecast_texts(data.summary["forecast"]):
+        yield Text(f"Expected: {'; '.join(told)}.")
     if not data.complete:
         return
     best = data.complete[:SHOWN_TRIALS]

@@ -5,8 +5,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from search.figures import number
 from search.objective import cost_text
+from search.outcomes import number
 from search.report.data import ReportData
 from search.view import duration, params_text, percent
 

@@ -19,12 +19,12 @@ from search.figures import (
     cost_figure,
     device_hours_figure,
     learning_curve_png,
-    outcome,
     pareto_front,
     retrain_accuracy_figure,
     retrain_loss_figure,
     thinned,
 )
+from search.outcomes import outcome
 from support import finale
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL

@@ -35,9 +35,10 @@ from search.choice import Aim, Limits, candidates, front_of
 from search.definition import as_toml
 from search.errors import UserError
 from search.events import EpochFinished, Event, Note
-from search.figures import accuracy_cost_figure, outcome
+from search.figures import accuracy_cost_figure
 from search.ledger import FAULT, SLOT, budget, open_ledger
 from search.objective import cost_of, parse_objective, score, second_objective
+from search.outcomes import outcome
 from search.pareto import Point, front, knee
 from search.stop import Stop, StoppedError
 from search.storage import opened, storage_url

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.figures import outcome
+from search.forecast import forecast
 from search.ledger import Budget
+from search.outcomes import outcome
 from search.report import ReportData, collect, render, write_report
 from search.space import parameter_distributions
 from search.study import DatasetRecord, StudyRecord, best_trial
@@ -113,7 +114,7 @@ def collected(
     study.add_trials(trials)
     for name, value in attributes.items():
         study.set_user_attr(name, value)
-    return collect(study, of, budget_of(trials, of), confirmation, retrain, summary_of(of), storage)
+    return collect(study, of, budget_of(trials, of), confirmation, retrain, summary_of(of, trials), storage)
 
 
 def budget_of(trials: list[FrozenTrial], of: StudyRecord) -> Budget:
@@ -124,11 +125,12 @@ def budget_of(trials: list[FrozenTrial], of: StudyRecord) -> Budget:
                   count["running"], waiting)  # fmt: skip
 
 
-def summary_of(of: StudyRecord) -> dict[str, Any]:
+def summary_of(of: StudyRecord, trials: list[FrozenTrial]) -> dict[str, Any]:
     return {
         "seconds": 2817.0,
         "overhead": {"share": 0.012, "median_seconds": 0.14, "trials": 40},
         "start_up": None,
+        "forecast": forecast(trials, budget_of(trials, of), workers=1, single=True),
         "space_hash": "feedbeef",
         "environment": {"python": "3.11.7", "torch": "2.15", "commit": "abc123def456"},
         "warnings": [FALLBACK_WARNING] if of.dataset.fallback else [],
@@ -547,7 +549,9 @@ def test_writing_puts_two_files_and_nothing_else(tmp_path: Path) -> None:
     of = record()
     out = tmp_path / "studies" / "tried"
     for _ in range(2):
-        paths = write_report(out, study, of, budget_of(many(), of), None, None, summary_of(of), "sqlite:///x.db")
+        paths = write_report(
+            out, study, of, budget_of(many(), of), None, None, summary_of(of, many()), "sqlite:///x.db"
+        )
         assert paths == [out / "report.html", out / "report.md"]
         assert sorted(out.iterdir()) == sorted(paths)
     best = best_trial(study)
@@ -557,7 +561,7 @@ def test_writing_puts_two_files_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, of = optuna.create_study(direction="maximize"), record()
-    arguments = (study, of, budget_of([], of), None, None, summary_of(of), "sqlite:///x.db")
+    arguments = (study, of, budget_of([], of), None, None, summary_of(of, []), "sqlite:///x.db")
     page, _ = write_report(tmp_path, *arguments)
     before = page.read_bytes()
 

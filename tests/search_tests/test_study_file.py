@@ -56,7 +56,11 @@ def test_a_file_names_its_study(tmp_path: Path) -> None:
         ("", "trials = 0\n", "trials: should be greater than or equal to 1, got 0"),
         ("", "space = 3\n", "is not TOML"),
         ("[space]\nlr = { low = 0.01, high = 0.1 }", "", None),
-        ("[retrain]", "[pruner]\nkind = 'best'\n[retrain]", "pruner.kind: should be 'none', 'median' or 'percentile'"),
+        (
+            "[retrain]",
+            "[pruner]\nkind = 'best'\n[retrain]",
+            "pruner.kind: should be 'none', 'median', 'percentile' or 'extrapolation'",
+        ),
         ("epochs = 3", "epochs = 3\nsettings = 1", "retrain.settings: is not a key; allowed: epochs, max_"),
         ("epochs = 3", "epochs = 3\n[[start]]\nlr = 5.0", "start.lr: 5.0 is not in 0.01 to 0.1"),
         ("epochs = 3", "epochs = 3\n[[start]]\nwidth = 8", "start.width: is not varied by this space; allowed: lr"),

@@ -1,0 +1,207 @@
+"""Where a training that has begun will end, and a pruner that stops those with little chance to be among the best.
+
+The accuracy at the end is regressed on the accuracy so far, over the trials that went to their end: Bayesian linear
+regression (Bishop, Pattern Recognition and Machine Learning, 2006, 3.3; with unknown noise the prediction is Student's
+t). A trial is stopped when the chance that it will end among the best is small: the predictive termination criterion of
+Domhan et al. (Speeding up automatic hyperparameter optimization of deep neural networks by extrapolation of learning
+curves, IJCAI 2015), with a regression on earlier trials in place of one curve's own parametric form, as Baker et al.
+(Accelerating neural architecture search using performance prediction, arXiv:1705.10823) found to be simpler and better.
+
+Trials that were stopped have no end to learn from. That does not bias the regression: whether a trial was stopped was
+decided by what it is a regression on.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from scipy import stats
+
+from search.ledger import FAULT
+
+PRIOR_SPREAD = 0.02
+PRIOR_WEIGHT = 2.0
+"""Before anything is known, ends are expected to differ by two points from what the regression says; this counts as
+much as two trials."""
+PRIOR_SLOPE = 1.0
+"""Standard deviation of the slope around one: a point more now is about a point more at the end."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Student's t distribution of an accuracy."""
+
+    mean: float
+    scale: float
+    freedom: float
+
+    def chance_above(self, threshold: float) -> float:
+        """Probability of more than that."""
+        return float(stats.t.sf((threshold - self.mean) / self.scale, self.freedom))
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """One value."""
+        return float(self.mean + self.scale * rng.standard_t(self.freedom))
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Accuracy at a later epoch as a linear function of the accuracy at an earlier one.
+
+    Attributes:
+        centre: mean accuracy at the earlier epoch.
+        gain: mean difference of the later one.
+        slope: of the difference, an accuracy.
+        slope_weight: sum of squares that the slope's uncertainty is divided by.
+        variance: of single trainings around the line.
+        count: trainings that it is from.
+        freedom: degrees of freedom.
+    """
+
+    centre: float
+    gain: float
+    slope: float
+    slope_weight: float
+    variance: float
+    count: int
+    freedom: float
+
+    def at(self, now: float) -> Prediction:
+        """Where a training that has this accuracy at the earlier epoch will be at the later one."""
+        distance = now - self.centre
+        scale = math.sqrt(self.variance * (1 + 1 / self.count + distance**2 / self.slope_weight))
+        return Prediction(now + self.gain + self.slope * distance, scale, self.freedom)
+
+
+def regression(known: Sequence[tuple[float, float]]) -> Regression:
+    """Learn from trainings how they go on.
+
+    Args:
+        known: of each training its accuracy at the earlier and at the later epoch; one or more.
+    """
+    early, late = np.array(known, dtype=np.float64).T
+    centre = float(early.mean())
+    # What is gained, as a function of the distance from the mean: intercept and slope are then independent.
+    gains, distances = late - early, early - centre
+    prior = (PRIOR_SPREAD / PRIOR_SLOPE) ** 2
+    slope_weight = float(distances @ distances) + prior
+    slope = float(distances @ gains) / slope_weight
+    residuals = gains - gains.mean() - slope * distances
+    freedom = len(gains) - 1 + PRIOR_WEIGHT
+    squares = float(residuals @ residuals) + slope**2 * prior + PRIOR_WEIGHT * PRIOR_SPREAD**2
+    return Regression(centre, float(gains.mean()), slope, slope_weight, squares / freedom, len(gains), freedom)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where trainings ended or are heading, in the order of their beginning.
+
+    Attributes:
+        numbers: of the trials.
+        params: of each.
+        accuracies: at the end of training, measured or predicted.
+        variances: of the predictions; 0 where it was measured.
+    """
+
+    numbers: list[int]
+    params: list[Mapping[str, Any]]
+    accuracies: list[float]
+    variances: list[float]
+
+
+def likely_ends(trials: Sequence[FrozenTrial], sign: int = 1) -> Ends:
+    """What is known of the ends of trainings; trials of which nothing is known are left out.
+
+    A configuration that diverged or did not fit counts as no better than the worst one that went to its end.
+
+    Args:
+        trials: in any state.
+        sign: -1 where less is better: accuracies are told with it.
+    """
+    whole = [one for one in trials if _went_to_its_end(one)]
+    worst = min((sign * one.values[0] for one in whole), default=None)
+    regressions: dict[int, Regression | None] = {}
+
+    def from_epoch(epoch: int) -> Regression | None:
+        if epoch not in regressions:
+            pairs = _pairs(whole, epoch, sign)
+            regressions[epoch] = regression(pairs) if len(pairs) > 1 else None
+        return regressions[epoch]
+
+    found = Ends([], [], [], [])
+    for one in sorted(trials, key=lambda trial: trial.number):
+        if _went_to_its_end(one):
+            end, variance = sign * one.values[0], 0.0
+        elif one.state == TrialState.PRUNED and FAULT in one.user_attrs and worst is not None:
+            end, variance = worst, 0.0
+        elif (
+            one.state in (TrialState.PRUNED, TrialState.RUNNING)
+            and (epoch := one.last_step) is not None
+            and (line := from_epoch(epoch)) is not None
+        ):
+            told = line.at(sign * one.intermediate_values[epoch])
+            end, variance = told.mean, told.scale**2
+        else:
+            continue
+        found.numbers.append(one.number)
+        found.params.append(one.params)
+        found.accuracies.append(end)
+        found.variances.append(variance)
+    return found
+
+
+def _went_to_its_end(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE and bool(trial.values) and math.isfinite(trial.values[0])
+
+
+def _pairs(whole: Sequence[FrozenTrial], epoch: int, sign: int) -> list[tuple[float, float]]:
+    """Accuracy after an epoch and at the end, of those that have both."""
+    return [
+        (sign * one.intermediate_values[epoch], sign * one.values[0])
+        for one in whole
+        if epoch in one.intermediate_values
+    ]
+
+
+class ExtrapolationPruner(BasePruner):
+    """Stops a trial whose chance to end among the best is small.
+
+    Among the best means: in the same share of the trials as ``top`` is of ``trials``.
+
+    Args:
+        top: how many of the study's best count.
+        trials: that the study will have.
+        chance: a trial goes on while its chance is at least this.
+        startup_trials: that must have gone to their end before any is stopped.
+        warmup_epochs: that every trial may train.
+    """
+
+    def __init__(self, top: int, trials: int, chance: float, startup_trials: int, warmup_epochs: int) -> None:
+        self._share = min(1.0, max(1, top) / trials)
+        self._chance = chance
+        self._startup_trials = max(2, startup_trials)
+        self._warmup_epochs = warmup_epochs
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether to stop this trial now."""
+        epoch = trial.last_step
+        if epoch is None or epoch < self._warmup_epochs:
+            return False
+        now = trial.intermediate_values[epoch]
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+        known = _pairs([one for one in ended if _went_to_its_end(one)], epoch, sign)
+        if len(known) < self._startup_trials:
+            return False
+        if math.isnan(now):
+            return True
+        ends = sorted((end for _, end in known), reverse=True)
+        # Those that were stopped are taken to be below: the best are a share of all that were tried.
+        threshold = ends[min(len(ends), math.ceil(self._share * len(ended))) - 1]
+        return regression(known).at(sign * now).chance_above(threshold) < self._chance

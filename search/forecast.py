@@ -1,0 +1,156 @@
+"""What a search has cost, the time that it still takes, and what more trials would bring.
+
+For the latter the configurations that a search has proposed of late are taken for draws from what it proposes now:
+their ends (also those that stopped trials were heading for, `search.extrapolation.likely_ends`) as normal with unknown
+mean and variance, whose posterior predictive is Student's t (Gelman et al., Bayesian Data Analysis, 2013, 3.2). The
+best of so many such draws is what the search would hand over. Of its distance to the others only that share is its own
+which is not noise between seeds (regression to the mean), so the gain is told in accuracy over fresh seeds, not in
+lucky scores.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from search.extrapolation import likely_ends
+from search.ledger import Budget
+from search.objective import score
+from search.outcomes import Outcome, outcome, seconds
+
+MORE = 50
+"""Trials that a forecast is for."""
+LEAST = 10
+"""Ends below which nothing is foretold."""
+RECENT = 0.5
+"""Share of the trials, the latest, that say what the search proposes now; at least `LEAST` of them."""
+LATEST = 20
+"""Trials whose time says how long the next ones take."""
+DRAWS = 4000
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation between trainings of one configuration that differ in their seed.
+
+    Attributes:
+        std: in accuracy.
+        freedom: degrees of freedom: repeated trainings, less one a configuration.
+    """
+
+    std: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much the best configuration's accuracy over fresh seeds may rise.
+
+    Attributes:
+        more: trials that this takes.
+        mean, low, high: of the rise, with a 90 % interval.
+        worthwhile: chance that it is more than the noise of one training, or a tenth of a point where that is more.
+    """
+
+    more: int
+    mean: float
+    low: float
+    high: float
+    worthwhile: float
+
+    @property
+    def unlikely(self) -> bool:
+        """More trials are unlikely to help."""
+        return self.worthwhile < 1 - CONFIDENCE
+
+
+def forecast(trials: Sequence[FrozenTrial], count: Budget, workers: int, single: bool) -> dict[str, Any]:
+    """How a search stands, for ``summary.json`` and the report.
+
+    Args:
+        trials: of the search.
+        count: its budget.
+        workers: at work now.
+        single: whether it has one objective, for which alone a gain can be told.
+
+    Returns:
+        ``device_seconds`` by outcome of the trials; ``eta_seconds``: None without workers, or before a trial has ended;
+        ``noise``: see `Noise`, and ``gain``: see `Gain`, each None where it is not known.
+    """
+    spent: dict[Outcome, float] = {}
+    for trial in trials:
+        if trial.state.is_finished():
+            spent[outcome(trial)] = spent.get(outcome(trial), 0.0) + seconds(trial)
+    noise = seed_noise(trials)
+    scores = [reached for trial in trials if (reached := _end(trial)) is not None]
+    gain = None
+    if single and scores:
+        gain = expected_gain(likely_ends(trials).accuracies, max(scores), noise.std if noise else 0.0)
+    return {
+        "device_seconds": {kind: round(value, 1) for kind, value in spent.items()},
+        "eta_seconds": time_left(trials, count, workers),
+        "noise": noise and {"std": round(noise.std, 5), "freedom": noise.freedom},
+        "gain": gain and {**{key: round(value, 5) for key, value in vars(gain).items()}, "unlikely": gain.unlikely},
+    }
+
+
+def time_left(trials: Sequence[FrozenTrial], count: Budget, workers: int) -> float | None:
+    """Seconds until the budget is done, at the pace of the latest trials; None where nobody can tell."""
+    ended = [trial for trial in trials if outcome(trial) in ("complete", "pruned")][-LATEST:]
+    if not ended or not workers or not count.remaining:
+        return None
+    return round(sum(map(seconds, ended)) / len(ended) * count.remaining / min(workers, count.remaining), 1)
+
+
+def _end(trial: FrozenTrial) -> float | None:
+    """Accuracy of a trial that went to its end."""
+    reached = score(trial) if trial.state == TrialState.COMPLETE else None
+    return reached if reached is not None and math.isfinite(reached) else None
+
+
+def seed_noise(trials: Sequence[FrozenTrial]) -> Noise | None:
+    """Pooled over the configurations that were trained to their end more than once; None where there is none."""
+    groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+    for trial in trials:
+        reached = _end(trial)
+        if reached is not None:
+            groups.setdefault(_key(trial.params), []).append(reached)
+    repeated = [scores for scores in groups.values() if len(scores) > 1]
+    freedom = sum(len(scores) - 1 for scores in repeated)
+    if not freedom:
+        return None
+    return Noise(math.sqrt(sum((len(one) - 1) * float(np.var(one, ddof=1)) for one in repeated) / freedom), freedom)
+
+
+def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))
+
+
+def expected_gain(ends: Sequence[float], best: float, noise: float, more: int = MORE, seed: int = 0) -> Gain | None:
+    """Foretell what more trials bring; None where too few have ended.
+
+    Args:
+        ends: accuracies that the trials ended at or were heading for, in the order of their beginning.
+        best: score of the best trial, which the search would hand over now.
+        noise: standard deviation between seeds; 0 where it is not known, which flatters.
+        more: trials to come.
+        seed: of the draws.
+    """
+    recent = np.array(ends[-max(LEAST, round(RECENT * len(ends))) :])
+    if len(recent) < LEAST:
+        return None
+    rng = np.random.default_rng(seed)
+    freedom = len(recent) - 1
+    centre, variance = float(recent.mean()), float(recent.var(ddof=1))
+    own = max(0.0, 1 - noise**2 / variance) if variance else 0.0
+    spreads = np.sqrt(variance * freedom / rng.chisquare(freedom, DRAWS))
+    centres = centre + spreads / math.sqrt(len(recent)) * rng.standard_normal(DRAWS)
+    scores = (centres[:, None] + spreads[:, None] * rng.standard_normal((DRAWS, more))).max(1)
+    gains = own * np.maximum(0.0, np.minimum(scores, 1.0) - best)
+    low, high = np.quantile(gains, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    worthwhile = float(np.mean(gains > max(noise, 0.001)))
+    return Gain(more, float(gains.mean()), float(low), float(high), worthwhile)

@@ -1,0 +1,61 @@
+"""What became of a trial, and what it measured: read from what is stored, whoever stored it."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+Outcome = Literal["complete", "pruned", "infeasible", "failed attempt", "running", "waiting"]
+
+
+def outcome(trial: FrozenTrial) -> Outcome:
+    """What became of a trial, finer than Optuna's states: an infeasible configuration is PRUNED there."""
+    match trial.state:
+        case TrialState.COMPLETE:
+            return "complete"
+        case TrialState.PRUNED:
+            fault = trial.user_attrs.get("fault")  # a constraint is broken also by a loss that is not finite
+            broken = fault is None and any(value > 0 for value in trial.constraints.values())
+            return "infeasible" if broken or fault == "infeasible" else "pruned"
+        case TrialState.FAIL:
+            return "failed attempt"
+        case TrialState.RUNNING:
+            return "running"
+        case _:
+            return "waiting"
+
+
+def number(value: object) -> float | None:
+    """A finite number as one; None for anything else, such as an absent attribute or an infinite loss."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def seconds(trial: FrozenTrial) -> float:
+    """Time that a trial held its device: its own measurement, else from its start to its end."""
+    measured = number(trial.user_attrs.get("seconds"))
+    if measured is not None:
+        return measured
+    if trial.datetime_start is None or trial.datetime_complete is None:
+        return 0.0
+    return max(0.0, (trial.datetime_complete - trial.datetime_start).total_seconds())
+
+
+def validation_curve(trial: FrozenTrial) -> dict[int, float]:
+    """Validation accuracy by epoch; epochs without a finite one are left out."""
+    return _finite({**_stored(trial, "validation_accuracy"), **trial.intermediate_values})
+
+
+def curve(trial: FrozenTrial, key: str) -> dict[int, float]:
+    """A number of every epoch's `model.result.EpochResult` by epoch; epochs without a finite one are left out."""
+    return _finite(_stored(trial, key))
+
+
+def _stored(trial: FrozenTrial, key: str) -> dict[int, object]:
+    return {int(row["epoch"]): row.get(key) for row in trial.user_attrs.get("curve") or []}
+
+
+def _finite(values: Mapping[int, object]) -> dict[int, float]:
+    return {epoch: finite for epoch in sorted(values) if (finite := number(values[epoch])) is not None}

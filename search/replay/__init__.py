@@ -1,0 +1,1 @@
+"""Searches replayed on measured learning curves: seconds in place of days."""
