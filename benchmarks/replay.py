@@ -33,6 +33,8 @@ from scipy import stats
 
 from benchmarks.peers import peers
 from search import study as studies
+from search.extrapolation import regression
+from search.forecast import MORE, expected_gain
 from search.replay.clock import Ended, Method, SamplerAt, simulate
 from search.replay.surrogate import Curve, Surrogate, fit_surrogate
 from search.space import parameter_distributions
@@ -45,6 +47,8 @@ OVERHEAD = 0.5
 """Seconds of a trial beside its epochs."""
 LONGER = 6
 """Times the others' time that the random search has, which needs it to come to the target."""
+FORECASTS = (20, 40)
+"""Trials after which a forecast is checked."""
 PLACES = (5, 10, 20, 40, 100)
 """Whole trainings after which the regret is told."""
 DEFAULT = "default"
@@ -158,6 +162,7 @@ class Search:
         pruned: trainings that were stopped. would: that the pruner wanted to stop.
         false: of `would`, those among the best `top` at the end.
         trials: that ended.
+        foretold: after each of `FORECASTS` trials, whether the gain of `search.forecast` covered what came.
         thought: seconds of real time in sampler and pruner.
     """
 
@@ -167,6 +172,7 @@ class Search:
     would: int
     false: int
     trials: int
+    foretold: tuple[bool, ...]
     thought: float
 
 
@@ -196,8 +202,27 @@ def summed_up(world: World, ended: Sequence[Ended], trainings: int, thought: flo
         len(would),
         sum(one in ranked for one in would),
         len(ended),
+        tuple(
+            _covers(world, ended[:count], ended[: count + MORE]) for count in FORECASTS if len(ended) >= count + MORE
+        ),
         thought,
     )
+
+
+def _covers(world: World, known: Sequence[Ended], later: Sequence[Ended]) -> bool:
+    """Whether the gain that is foretold of the trials that are known covers the one that came."""
+    whole = [one for one in known if not one.stopped]
+    ends = []
+    for one in known:
+        pairs = [(other.curve[len(one.curve) - 1], other.whole) for other in whole]
+        ends.append(regression(pairs).at(one.curve[-1]).mean if one.stopped else one.whole)
+
+    def chosen(some: Sequence[Ended]) -> Ended:
+        return max((one for one in some if not one.stopped), key=lambda one: one.whole)
+
+    told = expected_gain(ends, chosen(known).whole, world.surrogate.error.seeds)
+    before, after = world.surrogate.mean([chosen(known).params, chosen(later).params])[:, -1]
+    return told is not None and told.low <= after - before <= told.high
 
 
 @cache
@@ -224,6 +249,7 @@ def told(world: World, searches: Mapping[str, Sequence[Search]]) -> dict[str, An
         mine, random = searches[name], searches[RANDOM]
         ratio, low, high = _ratio(_times(mine), _times(random))
         would = sum(one.would for one in mine)
+        foretold = sum(len(one.foretold) for one in mine)
         false = sum(one.false for one in mine)
         interval = stats.binomtest(false, would).proportion_ci(0.95, method="exact") if would else None
         return {
@@ -239,6 +265,8 @@ def told(world: World, searches: Mapping[str, Sequence[Search]]) -> dict[str, An
                 for place in PLACES
                 if place <= len(mine[0].regret)
             },
+            "forecast_covered": sum(map(sum, (one.foretold for one in mine))) / foretold if foretold else None,
+            "forecasts": foretold,
             "seconds_a_trial": sum(one.thought for one in mine) / sum(one.trials for one in mine),
             "seeds": len(mine),
         }

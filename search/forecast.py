@@ -1,11 +1,17 @@
 """What a search has cost, the time that it still takes, and what more trials would bring.
 
-For the latter the configurations that a search has proposed of late are taken for draws from what it proposes now:
-their ends (also those that stopped trials were heading for, `search.extrapolation.likely_ends`) as normal with unknown
-mean and variance, whose posterior predictive is Student's t (Gelman et al., Bayesian Data Analysis, 2013, 3.2). The
-best of so many such draws is what the search would hand over. Of its distance to the others only that share is its own
-which is not noise between seeds (regression to the mean), so the gain is told in accuracy over fresh seeds, not in
-lucky scores.
+For the latter the best of the configurations so far are extrapolated: what lies above a high quantile of the ends
+(also those that stopped trials were heading for, `search.extrapolation.likely_ends`) follows a generalised Pareto
+distribution, whatever the rest looks like (peaks over threshold; its parameters by probability-weighted moments,
+Hosking & Wallis, Parameter and quantile estimation for the generalized Pareto distribution, Technometrics 29, 1987;
+their uncertainty by the bootstrap). The best of so many further draws is what the search would hand over. Of its
+distance to the best so far only that share is its own which is not noise between seeds (regression to the mean), so the
+gain is told in accuracy over fresh seeds, not in lucky scores; it may be negative, as a luckier configuration may be
+the worse one.
+
+In replayed searches the 90 % interval covered what came about 90 times in 100 (`benchmarks.replay`). A normal
+distribution of the latest ends in its place foretold ten times the gain that came: most of what a sampler tries is far
+from the best, and says nothing of what lies beyond it. Where ends have no bound the interval is too narrow.
 """
 
 import math
@@ -23,13 +29,13 @@ from search.outcomes import Outcome, outcome, seconds
 
 MORE = 50
 """Trials that a forecast is for."""
-LEAST = 10
+LEAST = 15
 """Ends below which nothing is foretold."""
-RECENT = 0.5
-"""Share of the trials, the latest, that say what the search proposes now; at least `LEAST` of them."""
+UPPER = 0.3
+"""Share of the ends, the best, that say what lies beyond them."""
 LATEST = 20
 """Trials whose time says how long the next ones take."""
-DRAWS = 4000
+DRAWS = 500
 CONFIDENCE = 0.9
 
 
@@ -68,7 +74,9 @@ class Gain:
         return self.worthwhile < 1 - CONFIDENCE
 
 
-def forecast(trials: Sequence[FrozenTrial], count: Budget, workers: int, single: bool) -> dict[str, Any]:
+def forecast(
+    trials: Sequence[FrozenTrial], count: Budget, workers: int, single: bool, confirmed: Noise | None = None
+) -> dict[str, Any]:
     """How a search stands, for ``summary.json`` and the report.
 
     Args:
@@ -76,6 +84,7 @@ def forecast(trials: Sequence[FrozenTrial], count: Budget, workers: int, single:
         count: its budget.
         workers: at work now.
         single: whether it has one objective, for which alone a gain can be told.
+        confirmed: noise that the confirmation met; where there is none, what repeated trials of the search tell.
 
     Returns:
         ``device_seconds`` by outcome of the trials; ``eta_seconds``: None without workers, or before a trial has ended;
@@ -85,7 +94,7 @@ def forecast(trials: Sequence[FrozenTrial], count: Budget, workers: int, single:
     for trial in trials:
         if trial.state.is_finished():
             spent[outcome(trial)] = spent.get(outcome(trial), 0.0) + seconds(trial)
-    noise = seed_noise(trials)
+    noise = confirmed or seed_noise(trials)
     scores = [reached for trial in trials if (reached := _end(trial)) is not None]
     gain = None
     if single and scores:
@@ -134,23 +143,39 @@ def expected_gain(ends: Sequence[float], best: float, noise: float, more: int = 
     """Foretell what more trials bring; None where too few have ended.
 
     Args:
-        ends: accuracies that the trials ended at or were heading for, in the order of their beginning.
+        ends: accuracies that the trials ended at or were heading for.
         best: score of the best trial, which the search would hand over now.
         noise: standard deviation between seeds; 0 where it is not known, which flatters.
         more: trials to come.
         seed: of the draws.
     """
-    recent = np.array(ends[-max(LEAST, round(RECENT * len(ends))) :])
-    if len(recent) < LEAST:
+    known = np.array(ends, dtype=np.float64)
+    if len(known) < LEAST:
         return None
     rng = np.random.default_rng(seed)
-    freedom = len(recent) - 1
-    centre, variance = float(recent.mean()), float(recent.var(ddof=1))
+    variance = float(known.var(ddof=1))
     own = max(0.0, 1 - noise**2 / variance) if variance else 0.0
-    spreads = np.sqrt(variance * freedom / rng.chisquare(freedom, DRAWS))
-    centres = centre + spreads / math.sqrt(len(recent)) * rng.standard_normal(DRAWS)
-    scores = (centres[:, None] + spreads[:, None] * rng.standard_normal((DRAWS, more))).max(1)
-    gains = own * np.maximum(0.0, np.minimum(scores, 1.0) - best)
+    drawn = [_best_of(more, known[rng.integers(len(known), size=len(known))], rng) for _ in range(DRAWS)]
+    ahead = np.array(drawn) - best
+    luck = math.sqrt(2 * own) * noise * rng.standard_normal(DRAWS)  # of the new best one and of the old one
+    gains = np.where(ahead > 0, own * ahead + luck, 0.0)
     low, high = np.quantile(gains, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     worthwhile = float(np.mean(gains > max(noise, 0.001)))
     return Gain(more, float(gains.mean()), float(low), float(high), worthwhile)
+
+
+def _best_of(more: int, ends: np.ndarray, rng: np.random.Generator) -> float:
+    """The best of so many further draws from where these ends came from."""
+    threshold = float(np.quantile(ends, 1 - UPPER))
+    excesses = np.sort(ends[ends > threshold] - threshold)
+    above = int(rng.binomial(more, UPPER))
+    if len(excesses) < 2 or not above:
+        return threshold
+    mean = float(excesses.mean())
+    ranks = (np.arange(1, len(excesses) + 1) - 0.35) / len(excesses)
+    moment = float(np.mean((1 - ranks) * excesses))
+    # Accuracies have an upper bound, so a tail without one (a shape below 0, as Hosking & Wallis have it) is not taken.
+    shape = max(0.0, mean / (mean - 2 * moment) - 2) if mean > 2 * moment else 0.0
+    scale = mean * (1 + shape)
+    left = float(rng.random(above).min())
+    return threshold + (-scale * math.log(left) if shape < 1e-6 else scale / shape * (1 - left**shape))

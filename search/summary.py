@@ -1,6 +1,6 @@
 """``summary.json`` and ``status``: a study's state in one stable shape, read from the storage alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.choice import aim, front_of
 from search.confirm import confirmation
-from search.forecast import forecast
+from search.forecast import Noise, forecast
 from search.ledger import WORKER, Ledger, budget
 from search.objective import Cost, cost_of, score
 from search.overhead import trials_overhead, workers_start_up
@@ -36,6 +36,7 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
     done = study.user_attrs.get("retrain")
     trials = study.get_trials(deepcopy=False)
     workers = listed(ledger)
+    confirmed = confirmation(ledger.database, study)
     wanted = aim(record.config.objective, study.user_attrs)
     return {
         "study": record.name,
@@ -62,7 +63,7 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
             "chosen_by": wanted.rule,
         },
         "front": wanted.cost and _front(trials, wanted.cost),
-        "confirm": confirmation(ledger.database, study),
+        "confirm": confirmed,
         "retrain": done and {key: done[key] for key in RETRAIN_KEYS if key in done},
         "retrain_progress": study.user_attrs.get("retrain_progress"),
         "holdout_reads": len(study.user_attrs.get("holdout_reads", [])),
@@ -70,11 +71,23 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
         "trial_seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in trials), 1),
         "overhead": trials_overhead(trials),
         "start_up": workers_start_up([row.start_up for row in workers if row.start_up is not None]),
-        "forecast": forecast(trials, count, sum(row.state == "working" for row in workers), wanted.cost is None),
+        "forecast": forecast(
+            trials,
+            count,
+            sum(row.state == "working" for row in workers),
+            wanted.cost is None,
+            None if confirmed is None else _noise(confirmed),
+        ),
         "space_hash": study.user_attrs["space_hash"],
         "environment": study.user_attrs["environment"],
         "warnings": [FALLBACK_WARNING] if record.dataset.fallback else [],
     }
+
+
+def _noise(confirmed: Mapping[str, Any]) -> Noise | None:
+    """Between the seeds of a confirmation."""
+    freedom = sum(max(0, row["n"] - 1) for row in confirmed["configurations"])
+    return Noise(confirmed["noise"], freedom) if confirmed["noise"] is not None else None
 
 
 def _front(trials: Sequence[FrozenTrial], cost: Cost) -> list[dict[str, Any]]:
