@@ -6,6 +6,7 @@ epoch, asked whether to stop. A tool that is not installed is left out: ``pip in
 
 import datetime
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ def peers(space: SearchSpace, epochs: int) -> dict[str, Method]:
     if importlib.util.find_spec("syne_tune"):
         from syne_tune.optimizer import baselines
 
+        logging.getLogger("syne_tune").setLevel(logging.ERROR)
         for name in ("ASHA", "BOHB", "ASHABORE", "ASHACQR"):
             found[f"Syne Tune {name}"] = Method(_syne_tune(getattr(baselines, name), space, epochs))
     return found

@@ -49,6 +49,8 @@ LONGER = 6
 """Times the others' time that the random search has, which needs it to come to the target."""
 FORECASTS = (20, 40)
 """Trials after which a forecast is checked."""
+SLOW = ("Syne Tune ASHABORE", "Syne Tune ASHACQR")
+"""Think for half a second and more before every trial; compared where `--only` names them."""
 PLACES = (5, 10, 20, 40, 100)
 """Whole trainings after which the regret is told."""
 DEFAULT = "default"
@@ -310,8 +312,10 @@ def main() -> None:
     given = parser.parse_args()
     world = _world(given.curves)
     print(f"surrogate: {asdict(world.surrogate.error)}; target {100 * world.target:.2f} %", flush=True)
-    names = [name for name in methods(world.config, world.surrogate.epochs) if not given.only or name in given.only]
-    names = list(dict.fromkeys([RANDOM, *names]))
+    known = methods(world.config, world.surrogate.epochs)
+    names = list(dict.fromkeys([RANDOM, *(given.only or (name for name in known if name not in SLOW))]))
+    if absent := set(names) - known.keys():
+        parser.error(f"no method {', '.join(sorted(absent))}; there are: {', '.join(known)}")
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         jobs = {
             key: pool.submit(run_one, given.curves, *key, given.workers, given.trainings)
