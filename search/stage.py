@@ -19,6 +19,7 @@ from search.launch import LocalWorkers, Team, available_cores, plan_devices, thr
 from search.ledger import Budget, Ledger
 from search.outage import StorageLostError
 from search.publish import publish
+from search.stop import interrupts_held
 from search.study import StudyRecord
 from search.watch import Watcher
 
@@ -68,19 +69,20 @@ def work_off(
     watcher = Watcher(ledger, study, stage)
     published = -math.inf
     try:
-        while True:
-            count, rows, events = watcher.look()
-            for event in events:
-                show(event)
-            if not ledgers.is_open(ledger):
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            local.tend(rows, count.done, count.remaining)
-            if time.monotonic() - published > PUBLISH_SECONDS:
-                publish_now()
-                published = time.monotonic()
-            time.sleep(POLL_SECONDS)
+        with interrupts_held(ledger.outage) as pause:
+            while True:
+                count, rows, events = watcher.look()
+                for event in events:
+                    show(event)
+                if not ledgers.is_open(ledger):
+                    return True
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                local.tend(rows, count.done, count.remaining)
+                if time.monotonic() - published > PUBLISH_SECONDS:
+                    publish_now()
+                    published = time.monotonic()
+                pause(POLL_SECONDS)
     except KeyboardInterrupt:
         ledger.outage.leave()  # whoever wants to go does not wait for a database that is away
         raise

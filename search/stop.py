@@ -1,4 +1,4 @@
-"""Stopping a worker at a moment when that is safe.
+"""Stopping a process at a moment when that is safe.
 
 A signal may come in the middle of a database call, where an exception out of nowhere would do harm. It only leaves a
 note there; inside `interrupting`, which is around training alone, it interrupts at once.
@@ -16,12 +16,62 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from search.outage import Outage
+from search.outage import Outage, StorageLostError
 
 PATIENCE_SECONDS = 5.0
 """How long the training may take to notice that it should stop."""
 
 INTERRUPTED = 130
+
+
+@contextmanager
+def interrupts_held(outage: Outage) -> Iterator[Callable[[float], None]]:
+    """Let Ctrl-C and SIGTERM wait for the next pause, or for the end of the context.
+
+    In the middle of a transaction a `KeyboardInterrupt` would leave that open, and SQLite locked for the workers that
+    are to hand their trials back, for as long as somebody holds the traceback.
+
+    Args:
+        outage: of the database that is talked to: who is asked to go does not wait for one that is away.
+
+    Yields:
+        a function that sleeps for so many seconds, in which `KeyboardInterrupt` may be raised.
+    """
+    asked = pausing = False
+
+    def note(_: int, __: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        outage.leave()
+        if pausing:
+            raise KeyboardInterrupt
+
+    def pause(seconds: float) -> None:
+        nonlocal pausing
+        pausing = True
+        try:
+            if asked:
+                raise KeyboardInterrupt
+            time.sleep(seconds)
+        finally:
+            pausing = False
+
+    held = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for what it starts in the background
+                held[number] = signal.signal(number, note)
+    try:
+        yield pause
+    except StorageLostError as error:
+        if asked:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 class StoppedError(Exception):
