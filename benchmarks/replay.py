@@ -310,6 +310,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="*")
     given = parser.parse_args()
+    if not given.curves.exists():
+        parser.error(f"no curves at {given.curves}: `python -m benchmarks.curves --out {given.curves}` measures them")
     world = _world(given.curves)
     print(f"surrogate: {asdict(world.surrogate.error)}; target {100 * world.target:.2f} %", flush=True)
     known = methods(world.config, world.surrogate.epochs)

@@ -57,7 +57,7 @@ def history(data: ReportData) -> Iterator[Block]:
     else:
         yield Text("No trial has an accuracy yet." if data.trials else "No trial has begun.")
     if told := forecast_texts(data.summary["forecast"]):
-        yield Text(f"Expected: {'; '.join(told)}.")
+        yield Text(f"Forecast: {'; '.join(told)}.")
     if not data.complete:
         return
     best = data.complete[:SHOWN_TRIALS]

@@ -136,4 +136,4 @@ def test_status_summary_and_report_tell_it(search: Command, tiny: Path) -> None:
     assert "50 more trials: " in shown
     assert "device time " in shown
     assert json.loads(Path("studies/tiny/summary.json").read_text())["forecast"]["gain"] == stated["gain"]
-    assert "50 more trials: " in Path("studies/tiny/report.md").read_text()
+    assert "Forecast: 50 more trials: " in Path("studies/tiny/report.md").read_text()
