@@ -64,11 +64,6 @@ class Table:
     config: StudyConfig
     curves: tuple[Curve, ...]
 
-    @property
-    def longest(self) -> int:
-        """Epochs of a whole training."""
-        return max(len(curve.accuracy) for curve in self.curves)
-
 
 def read_table(path: Path) -> Table:
     """A file of `benchmarks.curves`."""
