@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,8 +26,6 @@ ACCURACY, EPOCH = "accuracy", "training_iteration"
 def peers(space: SearchSpace, epochs: int) -> dict[str, Method]:
     """The methods of those tools that are installed, by name."""
     found: dict[str, Method] = {}
-    if importlib.util.find_spec("cmaes"):
-        found["CMA-ES"] = Method(_cma_es)
     if importlib.util.find_spec("ray"):
         found["Ray Tune ASHA"] = Method(lambda seed: _ray_asha(seed, epochs))
     if importlib.util.find_spec("syne_tune"):
@@ -37,11 +35,6 @@ def peers(space: SearchSpace, epochs: int) -> dict[str, Method]:
         for name in ("ASHA", "BOHB", "ASHABORE", "ASHACQR"):
             found[f"Syne Tune {name}"] = Method(_syne_tune(getattr(baselines, name), space, epochs))
     return found
-
-
-def _cma_es(seed: int) -> tuple[SamplerAt, BasePruner]:
-    sampler = CmaEsSampler(seed=seed, warn_independent_sampling=False)
-    return lambda _: sampler, NopPruner()
 
 
 class _Told(BasePruner):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -128,6 +129,7 @@ def methods(config: StudyConfig, epochs: int) -> dict[str, Method]:
     """Everything that is compared, by name."""
     tpe = partial(_optuna, samplers.TPESampler)
     multivariate = partial(tpe, multivariate=True)
+    cma_es = _optuna(samplers.CmaEsSampler, warn_independent_sampling=False) if find_spec("cmaes") else None
     return {
         RANDOM: _optuna(samplers.RandomSampler),
         DEFAULT: _ours(config),
@@ -145,6 +147,7 @@ def methods(config: StudyConfig, epochs: int) -> dict[str, Method]:
         "TPE + Wilcoxon": tpe(pruners.WilcoxonPruner),
         "GP": _optuna(samplers.GPSampler),
         "QMC": _optuna(samplers.QMCSampler),
+        **({"CMA-ES": cma_es} if cma_es else {}),
         **peers(config.space, epochs),
     }
 

@@ -9,11 +9,11 @@ stopped, a configuration would be missing there. Pruned trials have no final acc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from scipy import stats
 
 from search.objective import score
-from search.outcomes import number, outcome, validation_curve
+from search.outcomes import end_accuracy, number, outcome, validation_curve
 
 WOULD_STOP = "would_stop"
 """User attribute of a trial: the epoch after which the pruner wanted to stop it."""
@@ -39,7 +39,7 @@ def pruning_audit(trials: Sequence[FrozenTrial], top: int) -> dict[str, Any] | N
         trials would have trained without pruning; ``correlation``: Spearman's, of the accuracies after each epoch and
         at the end, over COMPLETE trials; ``verdict`` in words and ``harmful``, which is None where nobody can tell.
     """
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and number(score(t)) is not None]
+    complete = [t for t in trials if end_accuracy(t) is not None]
     # Infeasible and diverged trials were not the pruner's.
     pruned = [t for t in trials if outcome(t) == "pruned" and "fault" not in t.user_attrs]
     if not complete and not pruned:

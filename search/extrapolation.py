@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from search.ledger import FAULT
+from search.outcomes import end_accuracy
 
 PRIOR_SPREAD = 0.02
 PRIOR_WEIGHT = 2.0
@@ -124,20 +125,19 @@ def likely_ends(trials: Sequence[FrozenTrial], sign: int = 1) -> Ends:
         trials: in any state.
         sign: -1 where less is better: accuracies are told with it.
     """
-    whole = [one for one in trials if _went_to_its_end(one)]
-    worst = min((sign * one.values[0] for one in whole), default=None)
+    worst = min((sign * end for one in trials if (end := end_accuracy(one)) is not None), default=None)
     regressions: dict[int, Regression | None] = {}
 
     def from_epoch(epoch: int) -> Regression | None:
         if epoch not in regressions:
-            pairs = _pairs(whole, epoch, sign)
+            pairs = _pairs(trials, epoch, sign)
             regressions[epoch] = regression(pairs) if len(pairs) > 1 else None
         return regressions[epoch]
 
     found = Ends([], [], [], [])
     for one in sorted(trials, key=lambda trial: trial.number):
-        if _went_to_its_end(one):
-            end, variance = sign * one.values[0], 0.0
+        if (measured := end_accuracy(one)) is not None:
+            end, variance = sign * measured, 0.0
         elif one.state == TrialState.PRUNED and FAULT in one.user_attrs and worst is not None:
             end, variance = worst, 0.0
         elif (
@@ -156,16 +156,12 @@ def likely_ends(trials: Sequence[FrozenTrial], sign: int = 1) -> Ends:
     return found
 
 
-def _went_to_its_end(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.COMPLETE and bool(trial.values) and math.isfinite(trial.values[0])
-
-
-def _pairs(whole: Sequence[FrozenTrial], epoch: int, sign: int) -> list[tuple[float, float]]:
+def _pairs(trials: Sequence[FrozenTrial], epoch: int, sign: int) -> list[tuple[float, float]]:
     """Accuracy after an epoch and at the end, of those that have both."""
     return [
-        (sign * one.intermediate_values[epoch], sign * one.values[0])
-        for one in whole
-        if epoch in one.intermediate_values
+        (sign * one.intermediate_values[epoch], sign * end)
+        for one in trials
+        if epoch in one.intermediate_values and (end := end_accuracy(one)) is not None
     ]
 
 
@@ -196,7 +192,7 @@ class ExtrapolationPruner(BasePruner):
         now = trial.intermediate_values[epoch]
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
-        known = _pairs([one for one in ended if _went_to_its_end(one)], epoch, sign)
+        known = _pairs(ended, epoch, sign)
         if len(known) < self._startup_trials:
             return False
         if math.isnan(now):

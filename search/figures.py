@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from plotly.subplots import make_subplots
 
 from search.choice import front_of
 from search.objective import ATTRIBUTES, LATENCY_BATCH, Cost, cost_of, score
-from search.outcomes import Outcome, curve, number, outcome, seconds, validation_curve
+from search.outcomes import Outcome, curve, end_accuracy, number, outcome, seconds, validation_curve
 from search.view import duration, params_text
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ def _cost_named(attribute: str) -> Cost:
 
 
 def _with_accuracy(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [t for t in trials if t.state == TrialState.COMPLETE and number(score(t)) is not None]
+    return [t for t in trials if end_accuracy(t) is not None]
 
 
 def _add_cost(

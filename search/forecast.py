@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from search.extrapolation import likely_ends
 from search.ledger import Budget
-from search.objective import score
-from search.outcomes import Outcome, outcome, seconds
+from search.outcomes import Outcome, end_accuracy, outcome, seconds
 
 MORE = 50
 """Trials that a forecast is for."""
@@ -95,7 +94,7 @@ def forecast(
         if trial.state.is_finished():
             spent[outcome(trial)] = spent.get(outcome(trial), 0.0) + seconds(trial)
     noise = confirmed or seed_noise(trials)
-    scores = [reached for trial in trials if (reached := _end(trial)) is not None]
+    scores = [reached for trial in trials if (reached := end_accuracy(trial)) is not None]
     gain = None
     if single and scores:
         gain = expected_gain(likely_ends(trials).accuracies, max(scores), noise.std if noise else 0.0)
@@ -115,17 +114,11 @@ def time_left(trials: Sequence[FrozenTrial], count: Budget, workers: int) -> flo
     return round(sum(map(seconds, ended)) / len(ended) * count.remaining / min(workers, count.remaining), 1)
 
 
-def _end(trial: FrozenTrial) -> float | None:
-    """Accuracy of a trial that went to its end."""
-    reached = score(trial) if trial.state == TrialState.COMPLETE else None
-    return reached if reached is not None and math.isfinite(reached) else None
-
-
 def seed_noise(trials: Sequence[FrozenTrial]) -> Noise | None:
     """Pooled over the configurations that were trained to their end more than once; None where there is none."""
     groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
     for trial in trials:
-        reached = _end(trial)
+        reached = end_accuracy(trial)
         if reached is not None:
             groups.setdefault(_key(trial.params), []).append(reached)
     repeated = [scores for scores in groups.values() if len(scores) > 1]

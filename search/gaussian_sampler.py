@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -27,7 +27,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
 from search.extrapolation import likely_ends
-from search.unit_cube import Forms, features, place_of, point
+from search.outcomes import epoch_seconds
+from search.unit_cube import Forms, features, places, point
 
 Relevant = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Of a point of the whole cube, the parameters that its configuration has."""
@@ -100,10 +101,10 @@ class GaussianSampler(BaseSampler):
         best = float(believed.max())
         around = [seen.params[place] for place in np.argsort(-believed[: len(seen.params)])[:NEIGHBOURED]]
         candidates = self._candidates(around, rng)
-        places = self._rows(candidates)
-        gain = _log_expected_improvement(process, places, best)
+        competing = self._rows(candidates)
+        gain = _log_expected_improvement(process, competing, best)
         if self._cost_power:
-            gain = gain - self._cost_power * self._log_seconds(ended, places)
+            gain = gain - self._cost_power * self._log_seconds(ended, competing)
         return dict(candidates[int(np.argmax(gain))])
 
     def _even(self) -> dict[str, Any]:
@@ -121,36 +122,20 @@ class GaussianSampler(BaseSampler):
         dimensions = len(self._forms)
         cube = [row.tolist() for row in rng.random((CANDIDATES, dimensions))]
         for params in around:
-            centre = np.array([_place(form, params, name) for name, form in self._forms.items()])
+            centre = np.array(places(self._forms, params))
             moved = np.clip(centre + STEP * rng.standard_normal((NEIGHBOURS, dimensions)), 0, 1 - 1e-9)
             cube += np.where(rng.random(moved.shape) < CHANGED, moved, centre).tolist()
         return [point(self._forms, row) for row in cube]
 
-    def _log_seconds(self, ended: Sequence[FrozenTrial], places: np.ndarray) -> np.ndarray:
+    def _log_seconds(self, ended: Sequence[FrozenTrial], rows: np.ndarray) -> np.ndarray:
         """Of a whole training, less a constant."""
         timed = [(one.params, seconds) for one in ended if (seconds := epoch_seconds(one)) is not None]
         if len(timed) < 2:
-            return np.zeros(len(places))
+            return np.zeros(len(rows))
         log_seconds = np.log([seconds for _, seconds in timed])
         mean = log_seconds.mean()
         model = _fitted(self._rows([params for params, _ in timed]), log_seconds - mean, np.zeros(len(timed)))
-        return np.asarray(model.predict(places))
-
-
-def epoch_seconds(trial: FrozenTrial) -> float | None:
-    """Seconds that an epoch of a trial took; None where that is not known."""
-    seconds = [row.get("seconds") for row in trial.user_attrs.get("curve", [])]
-    known = [float(value) for value in seconds if value]
-    return float(np.median(known)) if known else None
-
-
-def _place(form: BaseDistribution, params: Mapping[str, Any], name: str) -> float:
-    if name not in params:
-        return 0.5
-    if isinstance(form, CategoricalDistribution):
-        return (form.choices.index(params[name]) + 0.5) / len(form.choices)
-    assert isinstance(form, IntDistribution | FloatDistribution)
-    return place_of(form, params[name])
+        return np.asarray(model.predict(rows))
 
 
 def _fitted(rows: np.ndarray, values: np.ndarray, noise: np.ndarray) -> GaussianProcessRegressor:

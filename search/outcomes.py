@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from statistics import median
 from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
+
+from search.objective import score
 
 Outcome = Literal["complete", "pruned", "infeasible", "failed attempt", "running", "waiting"]
 
@@ -33,6 +36,11 @@ def number(value: object) -> float | None:
     return None
 
 
+def end_accuracy(trial: FrozenTrial) -> float | None:
+    """Accuracy of a trial that went to its end; None for any other, and where it is not finite."""
+    return number(score(trial)) if trial.state == TrialState.COMPLETE else None
+
+
 def seconds(trial: FrozenTrial) -> float:
     """Time that a trial held its device: its own measurement, else from its start to its end."""
     measured = number(trial.user_attrs.get("seconds"))
@@ -59,3 +67,9 @@ def _stored(trial: FrozenTrial, key: str) -> dict[int, object]:
 
 def _finite(values: Mapping[int, object]) -> dict[int, float]:
     return {epoch: finite for epoch in sorted(values) if (finite := number(values[epoch])) is not None}
+
+
+def epoch_seconds(trial: FrozenTrial) -> float | None:
+    """Seconds that an epoch of a trial took, the median; None where that is not known."""
+    known = [taken for taken in curve(trial, "seconds").values() if taken]
+    return median(known) if known else None

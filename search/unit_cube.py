@@ -48,6 +48,20 @@ def point(forms: Forms, places: Sequence[float]) -> dict[str, Any]:
     return {name: value_at(form, place) for (name, form), place in zip(forms.items(), places, strict=True)}
 
 
+def places(forms: Forms, params: Mapping[str, Any]) -> list[float]:
+    """A point of the unit cube that gives these parameters; in the middle for one that a configuration lacks."""
+    found: list[float] = []
+    for name, form in forms.items():
+        if name not in params:
+            found.append(0.5)
+        elif isinstance(form, CategoricalDistribution):
+            found.append((form.choices.index(params[name]) + 0.5) / len(form.choices))
+        else:
+            assert isinstance(form, IntDistribution | FloatDistribution)
+            found.append(place_of(form, params[name]))
+    return found
+
+
 def features(forms: Forms, params: Mapping[str, Any]) -> np.ndarray:
     """Parameters as float64 numbers from 0 to 1: one for each number, one for each choice of several.
 

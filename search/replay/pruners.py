@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
 from search.extrapolation import ExtrapolationPruner, regression
-from search.objective import score, second_objective
-from search.outcomes import number, outcome, validation_curve
+from search.objective import second_objective
+from search.outcomes import end_accuracy, epoch_seconds, outcome, validation_curve
 from search.study import build_pruner
 from search.study_file import StudyConfig
 
@@ -153,13 +153,11 @@ def alternatives(config: StudyConfig) -> Mapping[str, Callable[[], BasePruner]]:
 def _trace(trial: FrozenTrial, epochs: int) -> Trace | None:
     """What is known of a trial; None where it was neither trained to its end nor stopped by the pruner."""
     accuracy = tuple(value for _, value in sorted(validation_curve(trial).items()))
-    ended = trial.state == TrialState.COMPLETE and number(score(trial)) is not None and len(accuracy) == epochs
+    ended = end_accuracy(trial) is not None and len(accuracy) == epochs
     stopped = outcome(trial) == "pruned" and "fault" not in trial.user_attrs and 0 < len(accuracy) < epochs
     if not (ended or stopped):
         return None
-    seconds = [number(row.get("seconds")) for row in trial.user_attrs.get("curve", [])]
-    known = [value for value in seconds if value is not None]
-    return Trace(accuracy, float(np.median(known)) if known else 1.0)
+    return Trace(accuracy, epoch_seconds(trial) or 1.0)
 
 
 def _completed(trace: Trace, whole: Sequence[Trace], rng: np.random.Generator, epochs: int) -> Trace:
