@@ -30,12 +30,14 @@ import optuna
 from optuna import pruners, samplers
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 from scipy import stats
 
 from benchmarks.peers import peers
 from search import study as studies
 from search.extrapolation import regression
 from search.forecast import MORE, expected_gain
+from search.noise import pooled_noise
 from search.replay.clock import Ended, Method, SamplerAt, simulate
 from search.replay.surrogate import Curve, Surrogate, fit_surrogate
 from search.space import parameter_distributions
@@ -122,7 +124,12 @@ def _ours(config: StudyConfig, pruner: bool = True, starts: bool = True) -> Meth
         stopping = studies.build_pruner(config) if pruner else pruners.NopPruner()
         return lambda slot: studies.build_sampler(seeded, slot), stopping
 
-    return Method(make, config.start if starts else (), config.pruner.audit)
+    config = config if starts else config.model_copy(update={"start": ()})
+
+    def given(slot: int, trials: Callable[[], Sequence[FrozenTrial]]) -> Mapping[str, Any]:
+        return studies.given_parameters(config, slot, slot if slot < len(config.start) else None, trials)
+
+    return Method(make, given, config.pruner.audit, config.repeat_slots)
 
 
 def methods(config: StudyConfig, epochs: int) -> dict[str, Method]:
@@ -220,9 +227,17 @@ def _covers(world: World, known: Sequence[Ended], later: Sequence[Ended]) -> boo
     def chosen(some: Sequence[Ended]) -> Ended:
         return max((one for one in some if not one.stopped), key=lambda one: one.whole)
 
-    told = expected_gain(ends, chosen(known).whole, world.surrogate.error.seeds)
+    noise = pooled_noise(_of_one_configuration(whole))
+    told = expected_gain(ends, chosen(known).whole, noise.std if noise else 0.0)
     before, after = world.surrogate.mean([chosen(known).params, chosen(later).params])[:, -1]
     return told is not None and told.low <= after - before <= told.high
+
+
+def _of_one_configuration(ended: Sequence[Ended]) -> list[list[float]]:
+    groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+    for one in ended:
+        groups.setdefault(tuple(sorted(one.params.items())), []).append(one.whole)
+    return list(groups.values())
 
 
 @cache

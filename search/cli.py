@@ -95,6 +95,10 @@ def run_command(
     max_retrain_epochs: MaxRetrainEpochs = None,
     workers: Workers = "auto",
     workers_per_gpu: WorkersPerGpu = "auto",
+    warm_start: Annotated[
+        str | None,
+        typer.Option(help="An earlier study of the same images in this storage: its best configurations come first."),
+    ] = None,
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve optuna-dashboard meanwhile.")] = False,
 ) -> None:
     """Create or resume a study, work its budget off, confirm the best, retrain the winner, test it, report."""
@@ -124,6 +128,7 @@ def run_command(
             max_epochs=max_epochs,
             train_images=train_images,
             max_retrain_epochs=max_retrain_epochs,
+            warm_start=warm_start,
             workers=count_or_auto("--workers", workers, least=0),
             workers_per_gpu=count_or_auto("--workers-per-gpu", workers_per_gpu, least=1),
             dashboard=dashboard,

@@ -3,7 +3,9 @@
 Every configuration is trained once from each of the same seeds, so the scores form a table, and what a seed does to
 all of them alike cancels in their differences: a randomised block design. With a_cs the score of configuration c under
 seed s, the residuals a_cs - mean_c - mean_s + mean have (C - 1)(S - 1) degrees of freedom; their variance v gives the
-standard error of the difference between two configurations' means, sqrt(2 v / S).
+standard error of the difference between two configurations' means, sqrt(2 v / S). The noise that the search measured
+early (`search.noise`) joins v with its own degrees of freedom; it holds also what a seed does to all alike, so it can
+only make the comparison more careful, and it tells something where one seed or one configuration would not.
 
 The winner is chosen by the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984, 3.4.3):
 of all configurations whose mean lies within one standard error of the best one, the cheapest.
@@ -15,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+from search.noise import Noise, pooled_noise, together
 
 CONFIDENCE = 0.95
 
@@ -51,8 +55,7 @@ class Comparison:
     Attributes:
         ranked: best mean first; those that lack a seed follow those that have all.
         behind: for each configuration with all seeds, how far its mean lies behind the best one's.
-        noise: standard deviation between trainings of one configuration that differ in their seed; None where no
-            configuration has two.
+        noise: between trainings of one configuration that differ in their seed, what was measured earlier included.
         noise_of_difference: standard error of the difference of two means; None for one configuration or one seed.
         margin: half the width of that difference's 95 % interval.
         tied: configurations within one standard error of the best mean, the best one included.
@@ -61,17 +64,22 @@ class Comparison:
 
     ranked: tuple[Candidate, ...]
     behind: Mapping[int, float]
-    noise: float | None
+    noise: Noise | None
     noise_of_difference: float | None
     margin: float | None
     tied: tuple[int, ...]
     winner: int | None
 
 
-def compare(candidates: Sequence[Candidate], seeds: Sequence[int]) -> Comparison:
+def compare(candidates: Sequence[Candidate], seeds: Sequence[int], earlier: Noise | None = None) -> Comparison:
     """Rank configurations by their mean over the seeds and choose one.
 
     A configuration that lacks a seed can win only where none has them all.
+
+    Args:
+        candidates: to rank.
+        seeds: that each has, or shall have.
+        earlier: noise that was measured before.
     """
 
     def place(candidate: Candidate) -> tuple[int, float, float]:
@@ -81,15 +89,16 @@ def compare(candidates: Sequence[Candidate], seeds: Sequence[int]) -> Comparison
     ranked = tuple(sorted(candidates, key=place))
     whole = [one for one in ranked if len(one.scores) == len(seeds)]
     table = np.array([[one.scores[seed] for seed in seeds] for one in whole]).reshape(len(whole), len(seeds))
-    error, freedom = _error_of_difference(table)
+    noise = together(pooled_noise([list(one.scores.values()) for one in candidates]), earlier)
+    error, freedom = _error_of_difference(table, earlier)
     margin = None if error is None else error * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
     contenders = whole or [one for one in ranked if one.scores][:1]
     if not contenders:
-        return Comparison(ranked, {}, _noise(candidates), error, margin, (), None)
+        return Comparison(ranked, {}, noise, error, margin, (), None)
     behind = {one.key: _mean(contenders[0]) - _mean(one) for one in contenders}
     tied = [one for one in contenders if behind[one.key] <= (error or 0.0)]
     winner = min(tied, key=lambda one: (one.cost, behind[one.key])).key
-    return Comparison(ranked, behind, _noise(candidates), error, margin, tuple(one.key for one in tied), winner)
+    return Comparison(ranked, behind, noise, error, margin, tuple(one.key for one in tied), winner)
 
 
 def _mean(candidate: Candidate) -> float:
@@ -97,19 +106,12 @@ def _mean(candidate: Candidate) -> float:
     return candidate.mean
 
 
-def _error_of_difference(table: np.ndarray) -> tuple[float | None, int]:
+def _error_of_difference(table: np.ndarray, earlier: Noise | None) -> tuple[float | None, int]:
     rows, columns = table.shape
-    freedom = (rows - 1) * (columns - 1)
-    if rows < 2 or columns < 2:
-        return None, freedom
+    if rows < 2 or columns < 1:
+        return None, 0
     residuals = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    return math.sqrt(2 * float((residuals**2).sum()) / freedom / columns), freedom
-
-
-def _noise(candidates: Sequence[Candidate]) -> float | None:
-    """Pooled standard deviation of one training over seeds."""
-    repeated = [list(one.scores.values()) for one in candidates if len(one.scores) > 1]
-    freedom = sum(len(scores) - 1 for scores in repeated)
-    if not freedom:
-        return None
-    return math.sqrt(math.fsum((len(scores) - 1) * float(np.var(scores, ddof=1)) for scores in repeated) / freedom)
+    freedom = (rows - 1) * (columns - 1)
+    own = Noise(math.sqrt(float((residuals**2).sum()) / freedom), freedom) if freedom else None
+    noise = together(own, earlier)
+    return (None, 0) if noise is None else (noise.std * math.sqrt(2 / columns), noise.freedom)

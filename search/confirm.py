@@ -20,10 +20,11 @@ from search import study as studies
 from search.choice import aim_of, candidates
 from search.comparison import Candidate, Comparison, compare
 from search.ledger import START, open_ledger
+from search.noise import seed_noise
 from search.objective import ATTRIBUTES, score
 from search.storage import PersistentStorage, exclusive
 from search.study import CONFIRM, MAX_SEED, StudyRecord
-from search.study_file import PrunerConfig, SamplerConfig, StudyConfig
+from search.study_file import NoiseConfig, PrunerConfig, SamplerConfig, StudyConfig
 
 ENTRIES = "confirms"
 """User attribute of a confirming study: for each slot the trial of the search that it repeats, and the seed."""
@@ -81,6 +82,7 @@ def _definition(config: StudyConfig, entries: Sequence[Mapping[str, Any]]) -> St
             "trials": len(entries),
             "sampler": SamplerConfig(kind="random"),  # all parameters are given
             "pruner": PrunerConfig(kind="none"),
+            "noise": NoiseConfig(repeats=0),
             "start": tuple(dict(entry["params"]) for entry in entries),
             "start_seeds": tuple(entry["seed"] for entry in entries),
         }
@@ -98,7 +100,7 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
             best mean and this one, with its 95 % interval; ``latency`` where the search measured it.
         chosen_by, limits: how they were chosen (`search.choice`).
         unconfirmed: trials among them that no training was asked for yet, as the limits have changed since.
-        noise, noise_of_difference: see `search.comparison.Comparison`.
+        noise, noise_of_difference: see `search.comparison.Comparison`; noise_freedom: the former's degrees of freedom.
         best_mean, winner, tie, tied: trials of the search.
         optimism: the best trial's score in the search beside its confirmed mean.
     """
@@ -117,14 +119,15 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
         if accuracy is not None and trial.params == entry["params"]:
             scores.setdefault(entry["trial"], {})[entry["seed"]] = accuracy
     wanted = aim_of(study)
-    best = candidates(study.get_trials(deepcopy=False), wanted, record.config.confirm.configurations)
+    searched = study.get_trials(deepcopy=False)
+    best = candidates(searched, wanted, record.config.confirm.configurations)
     trials = {trial.number: trial for trial in best}
     seeds = seeds_of(record.config)
     compared = [
         Candidate(number, trial.user_attrs["flops"], {s: v for s, v in scores.get(number, {}).items() if s in seeds})
         for number, trial in trials.items()
     ]
-    result = compare(compared, seeds)
+    result = compare(compared, seeds, seed_noise(searched))
     return {
         "study": name_of(record.name),
         "chosen_by": wanted.rule,
@@ -134,7 +137,8 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
         "done": len(ended),
         "seeds": list(seeds),
         "configurations": [_row(trials[one.key], one, result) for one in result.ranked],
-        "noise": result.noise,
+        "noise": result.noise and result.noise.std,
+        "noise_freedom": result.noise and result.noise.freedom,
         "noise_of_difference": result.noise_of_difference,
         "best_mean": result.ranked[0].key if result.tied else None,
         "winner": result.winner,

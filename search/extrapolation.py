@@ -24,12 +24,12 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from search.ledger import FAULT
+from search.noise import Noise, seed_noise
 from search.outcomes import end_accuracy
 
-PRIOR_SPREAD = 0.02
-PRIOR_WEIGHT = 2.0
+PRIOR = Noise(std=0.02, freedom=2)
 """Before anything is known, ends are expected to differ by two points from what the regression says; this counts as
-much as two trials."""
+much as two trials. Where a search has measured the noise between its seeds, that takes its place."""
 PRIOR_SLOPE = 1.0
 """Standard deviation of the slope around one: a point more now is about a point more at the end."""
 
@@ -80,22 +80,23 @@ class Regression:
         return Prediction(now + self.gain + self.slope * distance, scale, self.freedom)
 
 
-def regression(known: Sequence[tuple[float, float]]) -> Regression:
+def regression(known: Sequence[tuple[float, float]], prior: Noise = PRIOR) -> Regression:
     """Learn from trainings how they go on.
 
     Args:
         known: of each training its accuracy at the earlier and at the later epoch; one or more.
+        prior: how far ends are expected to be from what the regression says, before it has seen any.
     """
     early, late = np.array(known, dtype=np.float64).T
     centre = float(early.mean())
     # What is gained, as a function of the distance from the mean: intercept and slope are then independent.
     gains, distances = late - early, early - centre
-    prior = (PRIOR_SPREAD / PRIOR_SLOPE) ** 2
-    slope_weight = float(distances @ distances) + prior
+    prior_weight = (PRIOR.std / PRIOR_SLOPE) ** 2
+    slope_weight = float(distances @ distances) + prior_weight
     slope = float(distances @ gains) / slope_weight
     residuals = gains - gains.mean() - slope * distances
-    freedom = len(gains) - 1 + PRIOR_WEIGHT
-    squares = float(residuals @ residuals) + slope**2 * prior + PRIOR_WEIGHT * PRIOR_SPREAD**2
+    freedom = len(gains) - 1 + prior.freedom
+    squares = float(residuals @ residuals) + slope**2 * prior_weight + prior.freedom * prior.std**2
     return Regression(centre, float(gains.mean()), slope, slope_weight, squares / freedom, len(gains), freedom)
 
 
@@ -200,4 +201,5 @@ class ExtrapolationPruner(BasePruner):
         ends = sorted((end for _, end in known), reverse=True)
         # Those that were stopped are taken to be below: the best are a share of all that were tried.
         threshold = ends[min(len(ends), math.ceil(self._share * len(ended))) - 1]
-        return regression(known).at(sign * now).chance_above(threshold) < self._chance
+        noise = seed_noise(ended) or PRIOR
+        return regression(known, noise).at(sign * now).chance_above(threshold) < self._chance

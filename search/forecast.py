@@ -15,7 +15,7 @@ from the best, and says nothing of what lies beyond it. Where ends have no bound
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial
 
 from search.extrapolation import likely_ends
 from search.ledger import Budget
+from search.noise import Noise, seed_noise
 from search.outcomes import Outcome, end_accuracy, outcome, seconds
 
 MORE = 50
@@ -36,19 +37,6 @@ LATEST = 20
 """Trials whose time says how long the next ones take."""
 DRAWS = 500
 CONFIDENCE = 0.9
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Standard deviation between trainings of one configuration that differ in their seed.
-
-    Attributes:
-        std: in accuracy.
-        freedom: degrees of freedom: repeated trainings, less one a configuration.
-    """
-
-    std: float
-    freedom: int
 
 
 @dataclass(frozen=True)
@@ -83,11 +71,11 @@ def forecast(
         count: its budget.
         workers: at work now.
         single: whether it has one objective, for which alone a gain can be told.
-        confirmed: noise that the confirmation met; where there is none, what repeated trials of the search tell.
+        confirmed: noise that the confirmation knows; before it there is what repeated trials of the search tell.
 
     Returns:
         ``device_seconds`` by outcome of the trials; ``eta_seconds``: None without workers, or before a trial has ended;
-        ``noise``: see `Noise`, and ``gain``: see `Gain`, each None where it is not known.
+        ``noise``: see `search.noise.Noise`, and ``gain``: see `Gain`, each None where it is not known.
     """
     spent: dict[Outcome, float] = {}
     for trial in trials:
@@ -112,24 +100,6 @@ def time_left(trials: Sequence[FrozenTrial], count: Budget, workers: int) -> flo
     if not ended or not workers or not count.remaining:
         return None
     return round(sum(map(seconds, ended)) / len(ended) * count.remaining / min(workers, count.remaining), 1)
-
-
-def seed_noise(trials: Sequence[FrozenTrial]) -> Noise | None:
-    """Pooled over the configurations that were trained to their end more than once; None where there is none."""
-    groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
-    for trial in trials:
-        reached = end_accuracy(trial)
-        if reached is not None:
-            groups.setdefault(_key(trial.params), []).append(reached)
-    repeated = [scores for scores in groups.values() if len(scores) > 1]
-    freedom = sum(len(scores) - 1 for scores in repeated)
-    if not freedom:
-        return None
-    return Noise(math.sqrt(sum((len(one) - 1) * float(np.var(one, ddof=1)) for one in repeated) / freedom), freedom)
-
-
-def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(params.items()))
 
 
 def expected_gain(ends: Sequence[float], best: float, noise: float, more: int = MORE, seed: int = 0) -> Gain | None:

@@ -351,7 +351,7 @@ def living(worker: sa.FromClause, times: WorkersConfig) -> sa.ColumnElement[bool
 
 
 def begin(
-    ledger: Ledger, study: optuna.Study, taken: Lease, starts: tuple[Mapping[str, Any], ...], about: Mapping[str, Any]
+    ledger: Ledger, study: optuna.Study, taken: Lease, given: Mapping[str, Any], about: Mapping[str, Any]
 ) -> Attempt | None:
     """Create the trial of an attempt, once every earlier attempt at its slot is over.
 
@@ -359,7 +359,7 @@ def begin(
         ledger: of the study.
         study: with the sampler for this slot.
         taken: the lease.
-        starts: the study's known good configurations.
+        given: parameters that the slot's first attempt begins with; later ones have those of the first.
         about: user attributes that the trial has from its first moment.
 
     Returns:
@@ -369,7 +369,7 @@ def begin(
     if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier):
         close(ledger, taken)
         return None
-    fixed = dict(starts[taken.start]) if taken.start is not None and taken.start < len(starts) else {}
+    fixed = dict(given)
     errors = 0
     for trial in earlier:
         fixed |= trial.system_attrs.get("fixed_params", {}) | trial.params

@@ -33,6 +33,7 @@ from search.storage import PersistentStorage, exclusive, network_file_system, op
 from search.study import DIVISION_SEED, FINALE, DatasetRecord, StudyRecord
 from search.study_file import StudyConfig, find_study
 from search.summary import FALLBACK_WARNING
+from search.warm_start import joined, offers, warm_started
 from search.worker import NETWORK_WARNING
 from search.workers import listed
 
@@ -57,6 +58,7 @@ class RunOptions:
     out: Path | None = None
     timeout: float | None = None
     finale: bool = True
+    warm_start: str | None = None
     workers: int | None = None
     workers_per_gpu: int | None = None
     dashboard: bool = False
@@ -163,6 +165,10 @@ def _created(
     else:
         studies.refuse_other_data(record, split.fingerprint)
         studies.refuse_other_reading(found)
+    if options.warm_start is not None:
+        record = warm_started(storage, record, options.warm_start)
+    elif stored is None and (others := offers(storage, record)):
+        show(Note(f"these images were searched before: --warm-start {others[-1]} tries its best configurations first"))
     ledger = _requested(storage, record, stored)
     if stored is not None and (orphans := adopt_orphans(ledger)):
         workers_are = "1 worker of an earlier run is" if orphans == 1 else f"{orphans} workers of an earlier run are"
@@ -239,6 +245,7 @@ def _resumed(stored: StudyRecord, options: RunOptions, show: Show) -> StudyRecor
             "trials": max(base.trials, stored.config.trials),
             "seed": stored.config.seed,
             "objective": stored.config.objective,
+            "start": joined(stored.config.start, base.start),
         }
         base = base.model_copy(update=kept)
         source_name = options.study

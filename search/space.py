@@ -267,6 +267,16 @@ def check_start(space: SearchSpace, values: Mapping[str, Any]) -> None:
             raise SpaceError(name, f"{value!r} is not in {_describe(allowed[name])}")
 
 
+def fitting(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of another space's configuration in this one: the parameters that this space varies, too.
+
+    Nothing where one of them has a value that this space could not draw: it would be another configuration.
+    """
+    allowed = parameter_distributions(space)
+    shared = {name: value for name, value in values.items() if name in allowed}
+    return shared if all(_contains(allowed[name], value) for name, value in shared.items()) else {}
+
+
 def _contains(form: BaseDistribution, value: Any) -> bool:
     if isinstance(form, CategoricalDistribution):
         return value in form.choices

@@ -3,7 +3,7 @@
 import random
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,12 +13,13 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, PercentilePruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from search.choice import aim_of, candidates, ranked
 from search.errors import UserError, first_line
 from search.extrapolation import ExtrapolationPruner
+from search.ledger import SLOT
 from search.objective import METRICS, Objective, second_objective
 from search.space import PER_BLOCK, differences, parameter_distributions, relevant, space_hash
 from search.storage import study_names
@@ -256,6 +257,26 @@ def build_pruner(config: StudyConfig) -> BasePruner:
         case "extrapolation":
             top = config.confirm.configurations
             return ExtrapolationPruner(top, config.trials, pruner.chance, pruner.startup_trials, pruner.warmup_epochs)
+
+
+def given_parameters(
+    config: StudyConfig, slot: int, start: int | None, trials: Callable[[], Sequence[FrozenTrial]]
+) -> Mapping[str, Any]:
+    """Parameters that a slot's configuration has from the outset; the sampler draws the others.
+
+    Args:
+        config: of the study.
+        slot: of the configuration.
+        start: index of the known good configuration that the slot begins with, if any.
+        trials: of the study, asked for where the slot repeats a configuration. That is the first one there is, a known
+            good one if the study has any: chosen without a look at its score, which would be a lucky one.
+    """
+    if start is not None:
+        return config.start[start] if start < len(config.start) else {}
+    if slot not in config.repeat_slots:
+        return {}
+    begun = [one for one in trials() if one.params and one.state in (TrialState.COMPLETE, TrialState.RUNNING)]
+    return min(begun, key=lambda one: one.user_attrs[SLOT]).params if begun else {}
 
 
 def is_audited(config: StudyConfig, slot: int) -> bool:

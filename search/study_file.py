@@ -12,6 +12,9 @@ from search.errors import UserError
 from search.objective import Objective
 from search.space import SearchSpace, SpaceError, check_start, parse_space
 
+Start = dict[str, bool | int | float | str]
+"""A known good configuration: values of some or all of the space's parameters."""
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -52,6 +55,14 @@ class PrunerConfig(_Table):
     audit: float = Field(default=0.05, ge=0, le=1)
     """Share of the configurations that run to their end also where the pruner would stop them, so that the report can
     say how often it is wrong."""
+
+
+class NoiseConfig(_Table):
+    """``[noise]``: how far chance alone moves a score, measured early in the search (`search.noise`)."""
+
+    repeats: int = Field(default=2, ge=0, le=100)
+    """Trainings of one configuration beside its first one, from other seeds, out of the budget; at most one trial in
+    twenty."""
 
 
 class WorkersConfig(_Table):
@@ -121,13 +132,20 @@ class StudyConfig(_Table):
     space: SearchSpace
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
+    noise: NoiseConfig = NoiseConfig()
     workers: WorkersConfig = WorkersConfig()
     confirm: ConfirmConfig = ConfirmConfig()
     retrain: RetrainConfig
-    start: tuple[dict[str, bool | int | float | str], ...] = ()
+    start: tuple[Start, ...] = ()
     """``[[start]]``: known good configurations, tried first; names left out are sampled."""
     start_seeds: tuple[int, ...] = ()
     """Seed of each ``[[start]]``; absent: they get theirs as all configurations do."""
+
+    @property
+    def repeat_slots(self) -> range:
+        """Slots that train an earlier slot's configuration again: the first ones behind the start."""
+        first = max(self.sampler.startup_trials, len(self.start))
+        return range(first, first + min(self.noise.repeats, self.trials // 20))
 
     @property
     def prunes(self) -> bool:

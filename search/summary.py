@@ -9,11 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.choice import aim, front_of
 from search.confirm import confirmation
-from search.forecast import Noise, forecast
+from search.forecast import forecast
 from search.ledger import WORKER, Ledger, budget
+from search.noise import Noise
 from search.objective import Cost, cost_of, score
 from search.overhead import trials_overhead, workers_start_up
 from search.study import StudyRecord, best_trial
+from search.warm_start import helped
 from search.watch import worker_name
 from search.workers import listed
 
@@ -71,6 +73,7 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
         "trial_seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in trials), 1),
         "overhead": trials_overhead(trials),
         "start_up": workers_start_up([row.start_up for row in workers if row.start_up is not None]),
+        "known_good": helped(record.config, trials),
         "forecast": forecast(
             trials,
             count,
@@ -85,9 +88,9 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
 
 
 def _noise(confirmed: Mapping[str, Any]) -> Noise | None:
-    """Between the seeds of a confirmation."""
-    freedom = sum(max(0, row["n"] - 1) for row in confirmed["configurations"])
-    return Noise(confirmed["noise"], freedom) if confirmed["noise"] is not None else None
+    """Between seeds, as a confirmation knows it."""
+    std = confirmed["noise"]
+    return None if std is None else Noise(std, confirmed["noise_freedom"])
 
 
 def _front(trials: Sequence[FrozenTrial], cost: Cost) -> list[dict[str, Any]]:

@@ -106,6 +106,7 @@ def _train(
             show(Note(f"trial {trial.number} goes on after epoch {state.epoch}, from its last attempt's checkpoint"))
 
     audited = is_audited(config, attempt.lease.slot)
+    prunes = config.prunes and attempt.lease.slot not in config.repeat_slots  # which shall tell the noise at the end
 
     def stop_here(result: EpochResult) -> bool:
         """Whether the pruner stops the trial after this epoch, now reported."""
@@ -113,7 +114,7 @@ def _train(
         heart.progress = Progress(
             trial.number, result.epoch, epochs, result.validation_accuracy, round(result.images_per_second, 1)
         )
-        if result.epoch == epochs or not config.prunes or WOULD_STOP in attempt.notes or not trial.should_prune():
+        if result.epoch == epochs or not prunes or WOULD_STOP in attempt.notes or not trial.should_prune():
             return False
         if audited:
             attempt.notes[WOULD_STOP] = result.epoch

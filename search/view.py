@@ -289,6 +289,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         left = duration(progress["eta_seconds"])
         text = f"{progress['what']}: epoch {progress['epoch']} of {progress['epochs']}, about {left} left"
         rows.append(("retraining", text))
+    if known := summary["known_good"]:
+        rows.append(("known good", known_good_text(known)))
     rows.append(("time", duration(summary["seconds"])))
     if summary["forecast"]["device_seconds"]:
         rows.append(("device time", device_time_text(summary["forecast"])))
@@ -321,6 +323,15 @@ def forecast_texts(told: Mapping[str, Any]) -> list[str]:
     if noise := told["noise"]:
         texts.append(f"another seed moves a score by {100 * noise['std']:.2f} points (standard deviation)")
     return texts
+
+
+def known_good_text(told: Mapping[str, Any]) -> str:
+    """What the configurations that a study tried first were worth."""
+    text = f"tried first: the best has {percent(told['best'])}, rank {told['rank']} of {told['complete']} now"
+    if told["helped"] is None:
+        return text
+    verdict = "it helped" if told["helped"] else "it did not help"
+    return f"{text}; {verdict}: the best of {told['drawn']} drawn without has {percent(told['drawn_best'])}"
 
 
 def device_time_text(told: Mapping[str, Any]) -> str:

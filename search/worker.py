@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -275,7 +276,9 @@ def _begin(desk: _Desk, config: StudyConfig, taken: Lease) -> Attempt | None:
     number = taken.slot + taken.errors // ledgers.MOST_ERRORS * 1_000_000
     desk.study.sampler = studies.build_sampler(config, number)
     desk.study.pruner = studies.build_pruner(config)
-    attempt = ledgers.begin(desk.ledger, desk.study, taken, config.start, {WORKER: desk.seat.worker_name})
+    trials = partial(desk.study.get_trials, deepcopy=False)
+    given = studies.given_parameters(config, taken.slot, taken.start, trials)
+    attempt = ledgers.begin(desk.ledger, desk.study, taken, given, {WORKER: desk.seat.worker_name})
     if attempt is not None and (seconds := desk.watch.start_up()) is not None:
         workers.tell_start_up(desk.ledger, taken.worker, seconds)
     return attempt

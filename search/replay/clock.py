@@ -5,21 +5,26 @@ and the pruner know what had been reported by then and no more.
 """
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
+from search.ledger import SLOT
 from search.replay.surrogate import Curve, Surrogate
 from search.space import SearchSpace, sample
 
 SamplerAt = Callable[[int], BaseSampler]
 """The sampler of each slot; one that remembers what it did is the same for all slots."""
+
+Given = Callable[[int, Callable[[], Sequence[FrozenTrial]]], Mapping[str, Any]]
+"""Parameters that a slot has from the outset, from its number and the trials so far."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,15 @@ class Method:
 
     Attributes:
         make: sampler and pruner of a search with that seed.
-        starts: configurations tried first.
+        given: see `Given`.
         audited: share of the configurations that run to their end also where the pruner would stop them.
+        spared: slots that the pruner is not asked about.
     """
 
     make: Callable[[int], tuple[SamplerAt, BasePruner]]
-    starts: Sequence[Mapping[str, Any]] = ()
+    given: Given = lambda slot, trials: {}  # noqa: ARG005
     audited: float = 0.0
+    spared: Container[int] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,6 @@ def simulate(
     noise, lots = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     sampler_at, pruner = method.make(seed)
     study = optuna.create_study(direction="maximize", pruner=pruner)
-    for start in method.starts:
-        study.enqueue_trial(dict(start))
     ended: list[Ended] = []
     begun = 0
     events: list[tuple[float, int, _Running]] = []
@@ -104,7 +109,10 @@ def simulate(
         if trials is not None and begun >= trials:
             return
         study.sampler = sampler_at(begun)
+        if given := method.given(begun, partial(study.get_trials, deepcopy=False)):
+            study.enqueue_trial(dict(given))
         trial = study.ask()
+        trial.set_user_attr(SLOT, begun)
         sample(space, trial)
         begun += 1
         running = _Running(trial, surrogate.draw(trial.params, noise))
@@ -121,7 +129,7 @@ def simulate(
         trial.report(curve.accuracy[epoch - 1], epoch)
         last = epoch == len(curve.accuracy)
         stopped = False
-        if not last and running.would_stop is None and trial.should_prune():
+        if not last and running.would_stop is None and number not in method.spared and trial.should_prune():
             running.would_stop = epoch
             stopped = bool(lots.random() >= method.audited)
         if not (last or stopped):

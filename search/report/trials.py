@@ -22,7 +22,7 @@ from search.report.figures import (
 )
 from search.report.words import NONE, counted, flops_cell, latency_cell, whole_cell
 from search.space import parameter_distributions
-from search.view import duration, forecast_texts, params_text, percent
+from search.view import duration, forecast_texts, known_good_text, params_text, percent
 
 SHOWN_TRIALS = 10
 """The best trials, told with their parameters."""
@@ -56,6 +56,8 @@ def history(data: ReportData) -> Iterator[Block]:
         yield Pictures(tuple(pictures))
     else:
         yield Text("No trial has an accuracy yet." if data.trials else "No trial has begun.")
+    if known := data.summary["known_good"]:
+        yield Text(f"Known good configurations, {known_good_text(known)}.")
     if told := forecast_texts(data.summary["forecast"]):
         yield Text(f"Forecast: {'; '.join(told)}.")
     if not data.complete:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.comparison import Candidate, compare
+from search.noise import Noise
 
 SEEDS = (1, 2, 3)
 
@@ -34,7 +35,8 @@ def test_what_a_seed_does_to_all_alike_is_no_noise_of_their_difference() -> None
     shifts = np.array([0.0, 0.03, -0.02])
     result = compare([candidate(1, list(0.8 + shifts)), candidate(2, list(0.79 + shifts))], SEEDS)
     assert result.noise_of_difference == pytest.approx(0, abs=1e-12)
-    assert result.noise == pytest.approx(float(np.std(shifts, ddof=1)))
+    assert result.noise is not None
+    assert (result.noise.std, result.noise.freedom) == (pytest.approx(float(np.std(shifts, ddof=1))), 4)
     assert result.tied == (1,)
 
 
@@ -45,6 +47,28 @@ def test_the_error_of_a_difference_is_that_of_the_paired_test() -> None:
     expected = float(np.std(first - second, ddof=1)) / math.sqrt(3)
     assert result.noise_of_difference == pytest.approx(expected)
     assert result.margin == pytest.approx(4.302653 * expected)
+
+
+def test_noise_known_from_before_joins_in_with_its_degrees_of_freedom() -> None:
+    rows = [candidate(1, [0.80, 0.81, 0.82]), candidate(2, [0.81, 0.80, 0.83])]
+    alone, together = compare(rows, SEEDS), compare(rows, SEEDS, Noise(0.02, 4))
+    assert alone.noise_of_difference is not None
+    pooled = (2 * (alone.noise_of_difference**2 * 3 / 2) + 4 * 0.02**2) / 6
+    assert together.noise_of_difference == pytest.approx(math.sqrt(2 * pooled / 3))
+    assert together.margin == pytest.approx(2.446912 * math.sqrt(2 * pooled / 3))
+    assert together.noise is not None
+    assert together.noise.freedom == 8
+    assert alone.noise is not None
+    assert alone.noise.std < together.noise.std < 0.02
+
+
+def test_noise_known_from_before_calls_a_tie_where_one_seed_could_not() -> None:
+    rows = [Candidate(1, 5.0, {1: 0.80}), Candidate(2, 1.0, {1: 0.79})]
+    assert compare(rows, (1,)).winner == 1
+    result = compare(rows, (1,), Noise(0.01, 2))
+    assert result.noise_of_difference == pytest.approx(0.01 * math.sqrt(2))
+    assert (result.winner, result.tied) == (2, (1, 2))
+    assert compare([], (1,), Noise(0.01, 2)).winner is None
 
 
 def test_a_configuration_that_lacks_a_seed_does_not_win_over_one_that_has_all() -> None:

@@ -59,12 +59,12 @@ def study_of(
     study = optuna.create_study(direction=direction)
     sign = 1 if direction == "maximize" else -1
     for state, some in ((TrialState.COMPLETE, curves), (TrialState.PRUNED, stopped)):
-        for curve in some:
+        for row, curve in enumerate(some):
             values = {epoch: sign * value for epoch, value in enumerate(curve, 1)}
             study.add_trial(
                 create_trial(
                     state=state,
-                    params={"x": 0.5},
+                    params={"x": row / 100},
                     distributions={"x": FloatDistribution(0, 1)},
                     value=sign * curve[-1],
                     intermediate_values=values,
@@ -117,6 +117,26 @@ def test_stopped_trials_count_among_those_that_the_best_are_a_share_of_but_have_
     near = (0.47,)
     assert stops(few, near, top=2)
     assert not stops(many, near, top=2)
+
+
+def test_noise_that_was_measured_takes_the_place_of_what_is_expected_of_it() -> None:
+    quiet, loud = study_of(CURVES), study_of(CURVES)
+    for study, apart in ((quiet, 0.0005), (loud, 0.02)):
+        for way in (-1, 1):
+            end = 0.7 + way * apart
+            study.add_trial(
+                create_trial(
+                    state=TrialState.COMPLETE,
+                    params={"x": 0.99},
+                    distributions={"x": FloatDistribution(0, 1)},
+                    value=end,
+                    intermediate_values={1: end - 0.3, 2: end - 0.1, 3: end},
+                )
+            )
+    between = (0.492,)
+    assert not stops(study_of(CURVES), between)
+    assert stops(quiet, between)
+    assert not stops(loud, between)
 
 
 def test_a_number_that_is_none_has_no_chance() -> None:

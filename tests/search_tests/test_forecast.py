@@ -1,5 +1,4 @@
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.forecast import expected_gain, forecast, seed_noise, time_left
+from search.forecast import expected_gain, forecast, time_left
 from search.ledger import Budget
 from search.view import device_time_text, forecast_texts
 from support.command import Command
@@ -33,18 +32,6 @@ def trial(
 
 def count(done: int, requested: int) -> Budget:
     return Budget(requested, done, 0, 0, 0, 0, requested - done)
-
-
-def test_noise_is_pooled_over_what_was_trained_more_than_once() -> None:
-    trials = [
-        trial(0, 0.70, lr=0.1), trial(1, 0.72, lr=0.1), trial(2, 0.50, lr=0.2), trial(3, 0.50, lr=0.2),
-        trial(4, 0.53, lr=0.2), trial(5, 0.9, lr=0.3), trial(6, lr=0.3, state=FAIL),
-    ]  # fmt: skip
-    noise = seed_noise(trials)
-    assert noise is not None
-    assert noise.freedom == 3
-    assert noise.std == pytest.approx(math.sqrt((0.0002 + 0.0006) / 3))
-    assert seed_noise([trial(0), trial(1)]) is None
 
 
 def test_a_gain_is_told_from_fifteen_ends_on() -> None:

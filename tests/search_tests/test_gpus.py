@@ -287,7 +287,7 @@ class Machine:
         taken = ledgers.lease(self.ledger, worker)
         assert taken is not None
         name = worker_name(next(row for row in listed(self.ledger) if row.id == worker))
-        attempt = ledgers.begin(self.ledger, self.study, taken, (), {WORKER: name})
+        attempt = ledgers.begin(self.ledger, self.study, taken, {}, {WORKER: name})
         assert attempt is not None
         draw(attempt)
         self.attempts[worker] = attempt

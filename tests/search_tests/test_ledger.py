@@ -380,7 +380,7 @@ def test_what_does_not_fit_is_avoided_by_the_sampler_however_well_it_scored(both
         taken = ledgers.lease(ledger, worker)
         assert taken is not None
         study.sampler = TPESampler(seed=number, n_startup_trials=10)
-        attempt = ledgers.begin(ledger, study, taken, (), {WORKER: worker})
+        attempt = ledgers.begin(ledger, study, taken, {}, {WORKER: worker})
         assert attempt is not None
         x = attempt.trial.suggest_float("x", 0.0, 1.0)
         attempt.trial.report(x, 1)

@@ -89,7 +89,7 @@ def test_what_is_gathered_is_one_transaction_and_plain_optuna_reads_it(
     ledgers.request(ledger, 2)
     worker = enter(ledger)
     started(ledger, study, worker)  # a process's first parameters are written by themselves
-    attempt = ledgers.begin(ledger, study, ledgers.lease(ledger, worker), (), {})  # type: ignore[arg-type]
+    attempt = ledgers.begin(ledger, study, ledgers.lease(ledger, worker), {}, {})  # type: ignore[arg-type]
     assert attempt is not None
     commits()
     with attempt.gathering():

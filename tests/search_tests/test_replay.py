@@ -1,7 +1,7 @@
 """Searches on a simulated clock, over curves that were measured."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,16 @@ def searched(
     pruner: BasePruner | None = None,
     starts: Sequence[Mapping[str, Any]] = STARTS,
     audited: float = 0.0,
+    spared: Sequence[int] = (),
     seed: int = 0,
     trials: int = 4,
     seconds: float = 1e9,
     **options: Any,
 ) -> list[Ended]:
-    method = Method(lambda seed: (sampler_of(seed), pruner or NopPruner()), starts, audited)
+    def given(slot: int, _: object) -> Mapping[str, Any]:
+        return starts[slot] if slot < len(starts) else {}
+
+    method = Method(lambda seed: (sampler_of(seed), pruner or NopPruner()), given, audited, spared)
     return simulate(Plain(), SPACE, method, seed, seconds, trials=trials, **options)  # type: ignore[arg-type]
 
 
@@ -149,6 +153,21 @@ def test_audited_trainings_go_on_and_say_when_they_would_have_been_stopped() -> 
     ]  # fmt: skip
 
 
+def test_the_pruner_is_not_asked_about_slots_that_are_spared() -> None:
+    ended = searched(pruner=AfterFirst(), spared=(2,))
+    assert [(one.stopped, one.would_stop) for one in ended] == [(True, 1), (False, None), (False, None), (False, None)]
+
+
+def test_what_a_slot_is_given_may_go_by_the_trials_before_it() -> None:
+    def given(slot: int, trials: Callable[[], Sequence[FrozenTrial]]) -> Mapping[str, Any]:
+        return trials()[0].params if slot == 3 else {}
+
+    method = Method(lambda seed: (sampler_of(seed), NopPruner()), given)
+    ended = simulate(Plain(), SPACE, method, 0, 1e9, trials=5)  # type: ignore[arg-type]
+    assert ended[3].params == ended[0].params
+    assert ended[4].params != ended[0].params != ended[1].params
+
+
 def test_the_same_seed_searches_alike() -> None:
     assert searched(starts=(), seed=5, trials=6) == searched(starts=(), seed=5, trials=6)
     assert searched(starts=(), seed=5, trials=6) != searched(starts=(), seed=6, trials=6)
@@ -163,7 +182,7 @@ def trained(number: int, end: float, epochs: int = 4, stopped_after: int | None 
     made = create_trial(
         state=TrialState.PRUNED if stopped_after else TrialState.COMPLETE,
         value=None if stopped_after else end,
-        params={"lr": 0.1},
+        params={"lr": 0.1 + 0.01 * number},
         distributions={"lr": FloatDistribution(0.01, 1.0)},
         user_attrs={"curve": [{"epoch": epoch, "seconds": 2.0} for epoch in range(1, seen + 1)]},
         intermediate_values={epoch: end - 0.1 * (epochs - epoch) for epoch in range(1, seen + 1)},

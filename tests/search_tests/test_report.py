@@ -27,6 +27,7 @@ from search.space import parameter_distributions
 from search.study import DatasetRecord, StudyRecord, best_trial
 from search.study_file import parse_study
 from search.summary import FALLBACK_WARNING
+from search.warm_start import helped
 from support import finale
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
@@ -130,6 +131,7 @@ def summary_of(of: StudyRecord, trials: list[FrozenTrial]) -> dict[str, Any]:
         "seconds": 2817.0,
         "overhead": {"share": 0.012, "median_seconds": 0.14, "trials": 40},
         "start_up": None,
+        "known_good": helped(of.config, trials),
         "forecast": forecast(trials, budget_of(trials, of), workers=1, single=True),
         "space_hash": "feedbeef",
         "environment": {"python": "3.11.7", "torch": "2.15", "commit": "abc123def456"},

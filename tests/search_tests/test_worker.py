@@ -22,6 +22,7 @@ from search import study as studies
 from search.errors import RunError, UserError
 from search.events import Event, Note, TrialFinished
 from search.ledger import CAUSE, FAULT, SLOT, Ledger, budget, open_ledger, request
+from search.noise import seed_noise
 from search.stop import Stop, StoppedError
 from search.storage import PersistentStorage, open_storage, storage_url
 from search.study import DatasetRecord, StudyRecord
@@ -132,6 +133,22 @@ def test_known_good_configurations_come_first_and_once(config: StudyConfig, new_
     run_worker()
     assert [trial.user_attrs.get("start") for trial in study.trials[4:]] == [1, None]
     assert study.trials[4].params["blocks"] == 1
+
+
+def test_early_on_a_configuration_is_trained_again_from_other_seeds_and_never_stopped(
+    config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, lambda call: (0.9 - 0.01 * call, 0.9 - 0.01 * call))  # each worse than all before
+    pruner = PrunerConfig(kind="median", startup_trials=1, warmup_epochs=0, audit=0)
+    study, _ = new_study(config.model_copy(update={"trials": 40, "pruner": pruner}))
+    run_worker(max_trials=7)
+    first, *others = study.trials
+    assert [trial.params == first.params for trial in others] == [False, False, True, True, False, False]
+    assert [trial.state.name for trial in others] == ["PRUNED", "PRUNED", "COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
+    assert len({trial.user_attrs["config"]["fit"]["seed"] for trial in study.trials}) == 7
+    noise = seed_noise(study.trials)
+    assert noise is not None
+    assert noise.freedom == 2
 
 
 def test_two_studies_with_one_seed_are_the_same_study(config: StudyConfig, new_study: NewStudy) -> None:

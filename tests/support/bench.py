@@ -49,7 +49,8 @@ def begin(
 ) -> Attempt | None:
     """Begin an attempt with a sampler that never draws the same again by itself."""
     study.sampler = RandomSampler()
-    return ledgers.begin(ledger, study, taken, tuple(starts), {WORKER: taken.worker})
+    given = starts[taken.start] if taken.start is not None and taken.start < len(starts) else {}
+    return ledgers.begin(ledger, study, taken, given, {WORKER: taken.worker})
 
 
 def started(ledger: Ledger, study: optuna.Study, worker: str) -> Attempt:

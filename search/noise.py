@@ -1,0 +1,61 @@
+"""How far chance alone moves a score: the standard deviation between trainings that differ in nothing but their seed.
+
+A search trains one configuration several times early on (`search.study.repeat_slots`), so that from then on it is known
+how much of a difference is luck. The pruner, the forecast and the comparison of the best configurations go by it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from search.outcomes import end_accuracy
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation between trainings of one configuration that differ in their seed.
+
+    Attributes:
+        std: in accuracy.
+        freedom: degrees of freedom: repeated trainings, less one a configuration.
+    """
+
+    std: float
+    freedom: int
+
+
+def pooled_noise(groups: Sequence[Sequence[float]]) -> Noise | None:
+    """Of scores in groups of one configuration each; None where no group has two."""
+    repeated = [scores for scores in groups if len(scores) > 1]
+    freedom = sum(len(scores) - 1 for scores in repeated)
+    if not freedom:
+        return None
+    squares = math.fsum((len(scores) - 1) * float(np.var(scores, ddof=1)) for scores in repeated)
+    return Noise(math.sqrt(squares / freedom), freedom)
+
+
+def seed_noise(trials: Sequence[FrozenTrial]) -> Noise | None:
+    """Of the configurations that were trained to their end more than once; None where there is none."""
+    groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+    for trial in trials:
+        reached = end_accuracy(trial)
+        if reached is not None:
+            groups.setdefault(_key(trial.params), []).append(reached)
+    return pooled_noise(list(groups.values()))
+
+
+def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))
+
+
+def together(*known: Noise | None) -> Noise | None:
+    """Several estimates of the same noise as one; None where there is none."""
+    there = [one for one in known if one is not None]
+    freedom = sum(one.freedom for one in there)
+    if not freedom:
+        return None
+    return Noise(math.sqrt(math.fsum(one.freedom * one.std**2 for one in there) / freedom), freedom)
