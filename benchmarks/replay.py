@@ -1,7 +1,7 @@
 """Which sampler and which pruner find the best configuration in the least device time, on measured learning curves.
 
     python -m benchmarks.replay [--seeds 30] [--curves FILE] [--workers 1] [--trainings 100] [--only NAME ...]
-        [--json FILE]
+        [--json FILE] [--plot FILE]
 
 Every search runs on a simulated clock (`search.replay.clock`) over a surrogate of the curves that `benchmarks.curves`
 measured. The target is 99.5 % of the best accuracy of the table's configurations; a search has reached it when the
@@ -34,6 +34,7 @@ from optuna.trial import FrozenTrial
 from scipy import stats
 
 from benchmarks.peers import peers
+from benchmarks.replay_plot import plot
 from search import study as studies
 from search.extrapolation import regression
 from search.forecast import MORE, expected_gain
@@ -54,8 +55,10 @@ FORECASTS = (20, 40)
 """Trials after which a forecast is checked."""
 SLOW = ("Syne Tune ASHABORE", "Syne Tune ASHACQR")
 """Think for half a second and more before every trial; compared where `--only` names them."""
-PLACES = (5, 10, 20, 40, 100)
+PLACES = (3, 5, 7, 10, 14, 20, 28, 40, 56, 80, 100)
 """Whole trainings after which the regret is told."""
+COLUMNS = (5, 10, 20, 40, 100)
+"""Those of them that the printed table has."""
 DEFAULT = "default"
 RANDOM = "random"
 
@@ -276,7 +279,7 @@ def told(world: World, searches: Mapping[str, Sequence[Search]]) -> dict[str, An
             "interval": interval and [float(interval.low), float(interval.high)],
             "pruned_share": sum(one.pruned for one in mine) / sum(one.trials for one in mine),
             "regret": {
-                str(place): round(statistics.median(one.regret[place - 1] for one in mine), 5)
+                str(place): _median([one.regret[place - 1] for one in mine])
                 for place in PLACES
                 if place <= len(mine[0].regret)
             },
@@ -288,6 +291,7 @@ def told(world: World, searches: Mapping[str, Sequence[Search]]) -> dict[str, An
 
     return {
         "target": world.target,
+        "best": world.target / TARGET,
         "surrogate": asdict(world.surrogate.error),
         "training_seconds": world.training,
         "default": row(DEFAULT) if DEFAULT in searches else None,
@@ -309,6 +313,51 @@ def _ratio(mine: Sequence[float], other: Sequence[float]) -> tuple[float | None,
     return _finite(whole), _finite(ratios[50]), _finite(ratios[-51])
 
 
+def _median(values: Sequence[float]) -> dict[str, float]:
+    """A median with its 95 % interval (bootstrap over seeds)."""
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    told = {"median": statistics.median(values), "low": float(low), "high": float(high)}
+    return {key: round(value, 5) for key, value in told.items()}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The comparison in Markdown, those first that come to the target soonest."""
+    rows = {DEFAULT: result["default"], **result["others"]}
+    known = {name: row for name, row in rows.items() if row is not None}
+    places = [str(place) for place in COLUMNS if str(place) in next(iter(known.values()))["regret"]]
+    heads = [
+        "method", "trainings to the target", "of random's time (95 %)", "reached it",
+        *(f"regret at {place}" for place in places), "stopped", "of these wrongly (95 %)", "s a trial",
+    ]  # fmt: skip
+    lines = [heads, ["---"] * len(heads)]
+
+    def order(name: str) -> tuple[float, float]:
+        row = known[name]
+        whole = row["time_to_target_trainings"]
+        return (math.inf if whole is None else whole, row["regret"][places[-1]]["median"])
+
+    for name in sorted(known, key=order):
+        row = known[name]
+        low, high = row["time_to_target_interval"]
+        wrong = "" if row["interval"] is None else f" ({row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
+        lines.append([
+            f"**{name}**" if name == DEFAULT else name,
+            _cell(row["time_to_target_trainings"], ".1f"),
+            f"{_cell(row['time_to_target_vs_random'], '.3f')} ({_cell(low, '.3f')} to {_cell(high, '.3f')})",
+            f"{row['reached']:.0%}",
+            *(f"{100 * row['regret'][place]['median']:.2f}" for place in places),
+            f"{row['pruned_share']:.0%}",
+            f"{_cell(row['false_prune_rate'], '.1%')}{wrong}",
+            f"{row['seconds_a_trial']:.3f}",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
@@ -321,6 +370,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trainings", type=int, default=100, help="device time of a search, in whole trainings")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="a picture of regret by device time, .png or .svg")
     parser.add_argument("--only", nargs="*")
     given = parser.parse_args()
     if not given.curves.exists():
@@ -338,10 +388,11 @@ def main() -> None:
         }
         searches = {name: [jobs[name, seed].result() for seed in range(given.seeds)] for name in names}
     result = told(world, searches)
-    for name, row in {DEFAULT: result["default"], **result["others"]}.items():
-        print(name, json.dumps(row), flush=True)
+    print(table(result))
     if given.json:
-        given.json.write_text(json.dumps(result, indent=1))
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    if given.plot:
+        plot(result, given.plot)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from optuna.distributions import FloatDistribution
 
-from benchmarks import curves, replay
+from benchmarks import curves
 from data.split import load_split
 from search.space import parameter_distributions, settings_of
 from search.study_file import find_study
@@ -106,21 +106,3 @@ def test_curves_of_another_space_are_not_mixed_in(run: Any) -> None:
     Path("study.toml").write_text(STUDY.replace("high = 0.2", "high = 0.3"))
     with pytest.raises(SystemExit, match="rows holds curves with another space"):
         run("--configurations", "2")
-
-
-def test_searches_are_compared_on_measured_curves(
-    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("--configurations", "8")
-    words = "--curves rows --seeds 2 --trainings 6 --json out.json --only default TPE QMC"
-    monkeypatch.setattr(sys, "argv", ["replay", *words.split()])
-    replay.main()
-    told = json.loads(Path("out.json").read_text())
-    assert 0 < told["target"] < 1
-    assert set(told["others"]) == {"random", "TPE", "QMC"}
-    for row in (told["default"], *told["others"].values()):
-        assert row["seeds"] == 2
-        assert list(row["regret"]) == ["5"]
-        assert 0 <= row["reached"] <= 1
-    assert told["others"]["random"]["time_to_target_vs_random"] in (1.0, None)
-    assert "surrogate: " in capsys.readouterr().out
