@@ -66,7 +66,8 @@ def searched(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any
     storage = ("--storage", f"sqlite:///{given.out.resolve() / 'searches.db'}")
     words = [
         "run", "--study", file, "--name", name, "--seed", seed, "--timeout", given.seconds, "--no-finale",
-        "--dataset", given.dataset, "--device", given.device, "--data-dir", data_folder(given.data_dir), "--out", given.out / name,
+        "--dataset", given.dataset, "--device", given.device, "--data-dir", data_folder(given.data_dir),
+        "--out", given.out / name,
     ]  # fmt: skip
     with (given.out / f"{name}.log").open("w") as log:
         subprocess.run([sys.executable, "-m", "search", *map(str, words), *storage], stdout=log, check=True)
@@ -106,14 +107,8 @@ def told(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in sorted(rows, key=lambda one: (one["seed"], one["method"])):
         mean = means[row["method"], row["seed"]] = statistics.mean(row["fresh"])
         trials = f"{row['complete']} to their end, {row['pruned']} stopped"
-        cells = [
-            str(row["seed"]),
-            row["method"],
-            trials,
-            f"{row['score']:.2%}",
-            f"{mean:.2%} (n = {len(row['fresh'])})",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        again = f"{mean:.2%} (n = {len(row['fresh'])})"
+        lines.append(f"| {row['seed']} | {row['method']} | {trials} | {row['score']:.2%} | {again} |")
     ours, theirs = METHODS
     gains = [100 * (mean - means[theirs, seed]) for (method, seed), mean in means.items()
              if method == ours and (theirs, seed) in means]  # fmt: skip
