@@ -13,7 +13,9 @@ import pytest
 
 from benchmarks import replay
 from benchmarks.curves import plan
-from benchmarks.replay import DEFAULT, RANDOM, methods, read_table, run_one, table, told, world_of
+from benchmarks.methods import DEFAULT, RANDOM, methods
+from benchmarks.replay_page import table, told
+from benchmarks.simulated import read_table, run_one, world_of
 from search.study_file import find_study
 
 

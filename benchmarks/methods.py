@@ -1,0 +1,87 @@
+"""What `benchmarks.replay` compares: this project's search, Optuna's samplers and pruners, other tools' schedulers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from optuna import pruners, samplers
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from benchmarks.peers import peers
+from search import study as studies
+from search.replay.clock import Method, SamplerAt
+from search.study_file import NoiseConfig, PrunerConfig, SamplerConfig, StudyConfig
+
+DEFAULT = "default"
+RANDOM = "random"
+SLOW = ("Syne Tune ASHABORE", "Syne Tune ASHACQR")
+"""Think for half a second and more before every trial; compared where they are named."""
+
+
+def _optuna(
+    sampler: Callable[..., BaseSampler], pruner: Callable[[], BasePruner] = pruners.NopPruner, **options: Any
+) -> Method:
+    """Optuna as its users have it: one sampler for a whole search."""
+
+    def make(seed: int) -> tuple[SamplerAt, BasePruner]:
+        one = sampler(seed=seed, **options)
+        return lambda _: one, pruner()
+
+    return Method(make)
+
+
+def _ours(config: StudyConfig, **changes: Any) -> Method:
+    """A study as `search.worker` works it off, with other tables in its file."""
+    changed = config.model_copy(update=changes)
+
+    def make(seed: int) -> tuple[SamplerAt, BasePruner]:
+        seeded = changed.model_copy(update={"seed": seed})
+        return lambda slot: studies.build_sampler(seeded, slot), studies.build_pruner(changed)
+
+    def given(slot: int, trials: Callable[[], Sequence[FrozenTrial]]) -> Mapping[str, Any]:
+        return studies.given_parameters(changed, slot, slot if slot < len(changed.start) else None, trials)
+
+    return Method(make, given, changed.pruner.audit, changed.repeat_slots)
+
+
+def methods(config: StudyConfig, epochs: int) -> dict[str, Method]:
+    """Everything that is compared, by name."""
+    tpe = partial(_optuna, samplers.TPESampler)
+    multivariate = partial(tpe, multivariate=True)
+    none, extrapolation = PrunerConfig(kind="none"), PrunerConfig(kind="extrapolation", warmup_epochs=1)
+    sampler = partial(SamplerConfig, startup_trials=config.sampler.startup_trials)
+    gaussian = sampler(kind="gp")
+    cma_es = _optuna(samplers.CmaEsSampler, warn_independent_sampling=False) if find_spec("cmaes") else None
+    return {
+        RANDOM: _optuna(samplers.RandomSampler),
+        DEFAULT: _ours(config),
+        "default, no pruner": _ours(config, pruner=none),
+        "default, no start": _ours(config, start=()),
+        "default, no repeats": _ours(config, noise=NoiseConfig(repeats=0)),
+        "ours: tpe, percentile": _ours(config, sampler=sampler(kind="tpe"), pruner=PrunerConfig()),
+        "ours: tpe, none": _ours(config, sampler=sampler(kind="tpe"), pruner=none),
+        "ours: gp, none": _ours(config, sampler=gaussian, pruner=none),
+        "ours: gp, percentile": _ours(config, sampler=gaussian, pruner=PrunerConfig()),
+        "ours: gp, extrapolation": _ours(config, sampler=gaussian, pruner=extrapolation),
+        "ours: gp a second, none": _ours(config, sampler=sampler(kind="gp", cost_power=1.0), pruner=none),
+        "ours: gp a second, extrapolation": _ours(
+            config, sampler=sampler(kind="gp", cost_power=1.0), pruner=extrapolation
+        ),
+        "TPE + Median (Optuna's defaults)": tpe(pruners.MedianPruner),
+        "TPE": tpe(),
+        "TPE multivariate": multivariate(),
+        "TPE group": multivariate(group=True),
+        "TPE without constant liar": tpe(constant_liar=False),
+        "TPE + Percentile 90": tpe(lambda: pruners.PercentilePruner(90.0, n_warmup_steps=2)),
+        "TPE + Patient Median": tpe(lambda: pruners.PatientPruner(pruners.MedianPruner(), 1)),
+        "TPE + SuccessiveHalving": tpe(pruners.SuccessiveHalvingPruner),
+        "TPE + Hyperband": tpe(lambda: pruners.HyperbandPruner(max_resource=epochs)),
+        "TPE + Wilcoxon": tpe(pruners.WilcoxonPruner),
+        "GP": _optuna(samplers.GPSampler),
+        "QMC": _optuna(samplers.QMCSampler),
+        **({"CMA-ES": cma_es} if cma_es else {}),
+        **peers(config.space, epochs),
+    }
