@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from benchmarks.peers import peers
 from search import study as studies
+from search.pruner import build_pruner
 from search.replay.clock import Method, SamplerAt
 from search.study_file import NoiseConfig, PrunerConfig, SamplerConfig, StudyConfig
 
@@ -39,7 +40,7 @@ def _ours(config: StudyConfig, **changes: Any) -> Method:
 
     def make(seed: int) -> tuple[SamplerAt, BasePruner]:
         seeded = changed.model_copy(update={"seed": seed})
-        return lambda slot: studies.build_sampler(seeded, slot), studies.build_pruner(changed)
+        return lambda slot: studies.build_sampler(seeded, slot), build_pruner(changed)
 
     def given(slot: int, trials: Callable[[], Sequence[FrozenTrial]]) -> Mapping[str, Any]:
         return studies.given_parameters(changed, slot, slot if slot < len(changed.start) else None, trials)
@@ -50,30 +51,30 @@ def _ours(config: StudyConfig, **changes: Any) -> Method:
 def methods(config: StudyConfig, epochs: int) -> dict[str, Method]:
     """Everything that is compared, by name."""
     tpe = partial(_optuna, samplers.TPESampler)
-    multivariate = partial(tpe, multivariate=True)
-    none, extrapolation = PrunerConfig(kind="none"), PrunerConfig(kind="extrapolation", warmup_epochs=1)
+    stopping = {
+        "none": PrunerConfig(kind="none"),
+        "percentile 90": PrunerConfig(percentile=90, warmup_epochs=epochs - 1),
+        "percentile 90 from half-way": PrunerConfig(percentile=90, warmup_epochs=epochs // 2),
+        "median": PrunerConfig(kind="median", warmup_epochs=epochs // 2),
+    }
     sampler = partial(SamplerConfig, startup_trials=config.sampler.startup_trials)
-    gaussian = sampler(kind="gp")
     cma_es = _optuna(samplers.CmaEsSampler, warn_independent_sampling=False) if find_spec("cmaes") else None
+    ours = {
+        f"ours: {name}, {stops}": {"sampler": proposes, "pruner": pruner}
+        for name, proposes in {"tpe": sampler(kind="tpe"), "gp": sampler(kind="gp")}.items()
+        for stops, pruner in stopping.items()
+    }
     return {
         RANDOM: _optuna(samplers.RandomSampler),
         DEFAULT: _ours(config),
-        "default, no pruner": _ours(config, pruner=none),
+        "default, no pruner": _ours(config, pruner=stopping["none"]),
         "default, no start": _ours(config, start=()),
         "default, no repeats": _ours(config, noise=NoiseConfig(repeats=0)),
-        "ours: tpe, percentile": _ours(config, sampler=sampler(kind="tpe"), pruner=PrunerConfig()),
-        "ours: tpe, none": _ours(config, sampler=sampler(kind="tpe"), pruner=none),
-        "ours: gp, none": _ours(config, sampler=gaussian, pruner=none),
-        "ours: gp, percentile": _ours(config, sampler=gaussian, pruner=PrunerConfig()),
-        "ours: gp, extrapolation": _ours(config, sampler=gaussian, pruner=extrapolation),
-        "ours: gp a second, none": _ours(config, sampler=sampler(kind="gp", cost_power=1.0), pruner=none),
-        "ours: gp a second, extrapolation": _ours(
-            config, sampler=sampler(kind="gp", cost_power=1.0), pruner=extrapolation
-        ),
+        **{name: _ours(config, **tables) for name, tables in ours.items()},
         "TPE + Median (Optuna's defaults)": tpe(pruners.MedianPruner),
         "TPE": tpe(),
-        "TPE multivariate": multivariate(),
-        "TPE group": multivariate(group=True),
+        "TPE univariate": tpe(multivariate=False),
+        "TPE group": tpe(multivariate=True, group=True),
         "TPE without constant liar": tpe(constant_liar=False),
         "TPE + Percentile 90": tpe(lambda: pruners.PercentilePruner(90.0, n_warmup_steps=2)),
         "TPE + Patient Median": tpe(lambda: pruners.PatientPruner(pruners.MedianPruner(), 1)),

@@ -1,4 +1,4 @@
-"""A sampler for few, noisy, costly trainings: Gaussian processes, expected improvement a second.
+"""A sampler for few, noisy, costly trainings: a Gaussian process and expected improvement.
 
 A Gaussian process (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006) is fitted to the accuracies at
 the end of training. Trials that were stopped and trials in training take part with what their curve so far predicts
@@ -6,8 +6,7 @@ the end of training. Trials that were stopped and trials in training take part w
 unused; Optuna's own Gaussian process forgets them. The next configuration is the one with the largest expected
 improvement (Jones, Schonlau & Welch, Efficient global optimization, 1998) over the best that the process believes in,
 not over the luckiest score (the plug-in of Picheny, Wagner & Ginsbourger, A benchmark of kriging-based infill criteria
-for noisy optimization, 2013), divided by a power of the seconds that it is expected to take (Snoek, Larochelle & Adams,
-Practical Bayesian optimization, 2012, 3.2). Configurations that others are training at this moment count as having come
+for noisy optimization, 2013). Configurations that others are training at this moment count as having come
 out as expected, so that many workers do not take the same (Ginsbourger et al.'s kriging believer, 2010).
 """
 
@@ -27,18 +26,17 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
 from search.extrapolation import likely_ends
-from search.outcomes import epoch_seconds
 from search.unit_cube import Forms, features, places, point
 
 Relevant = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Of a point of the whole cube, the parameters that its configuration has."""
 
 CANDIDATES = 1024
-NEIGHBOURS = 64
-"""Points that compete: so many all over the space, and so many around each of the `NEIGHBOURED` best."""
-NEIGHBOURED = 8
-STEP = 0.1
-"""Standard deviation of a neighbour's distance in every coordinate."""
+"""Points all over the space that compete first."""
+STEPS = (0.3, 0.15, 0.05)
+"""Then, round by round, neighbours of the best points so far: standard deviation of their distance in a coordinate."""
+NEIGHBOURED, NEIGHBOURS = 8, 48
+"""Best points of a round, and neighbours of each."""
 CHANGED = 0.5
 """Share of the coordinates in which a neighbour differs."""
 
@@ -52,14 +50,11 @@ class GaussianSampler(BaseSampler):
         startup_trials: that must have ended before the process takes over; until then the space is filled evenly.
         slot: number of the configuration that this is for: its place in the even filling.
         seed: of the study.
-        cost_power: to which the seconds are raised: 0 ignores them.
     """
 
-    def __init__(
-        self, forms: Forms, relevant: Relevant, startup_trials: int, slot: int, seed: int, cost_power: float
-    ) -> None:
+    def __init__(self, forms: Forms, relevant: Relevant, startup_trials: int, slot: int, seed: int) -> None:
         self._forms, self._relevant = dict(forms), relevant
-        self._startup_trials, self._slot, self._seed, self._cost_power = startup_trials, slot, seed, cost_power
+        self._startup_trials, self._slot, self._seed = startup_trials, slot, seed
         self._independent = RandomSampler(seed=seed + slot)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
@@ -100,12 +95,25 @@ class GaussianSampler(BaseSampler):
         believed = process.predict(rows)
         best = float(believed.max())
         around = [seen.params[place] for place in np.argsort(-believed[: len(seen.params)])[:NEIGHBOURED]]
-        candidates = self._candidates(around, rng)
-        competing = self._rows(candidates)
-        gain = _log_expected_improvement(process, competing, best)
-        if self._cost_power:
-            gain = gain - self._cost_power * self._log_seconds(ended, competing)
-        return dict(candidates[int(np.argmax(gain))])
+        return self._best(lambda rows: _log_expected_improvement(process, rows, best), around, rng)
+
+    def _best(
+        self, worth: Callable[[np.ndarray], np.ndarray], around: Sequence[Mapping[str, Any]], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """The configuration that is worth most, by local search from the best of points all over the space."""
+        dimensions = len(self._forms)
+        cube = np.vstack([rng.random((CANDIDATES, dimensions)), *(places(self._forms, params) for params in around)])
+        found = [point(self._forms, row.tolist()) for row in cube]
+        worths = worth(self._rows(found))
+        for step in STEPS:
+            top = np.argsort(-worths)[:NEIGHBOURED]
+            centres = np.repeat(np.array([places(self._forms, found[place]) for place in top]), NEIGHBOURS, axis=0)
+            moved = np.clip(centres + step * rng.standard_normal(centres.shape), 0, 1 - 1e-9)
+            near = np.where(rng.random(centres.shape) < CHANGED, moved, centres)
+            more = [point(self._forms, row.tolist()) for row in near]
+            found += more
+            worths = np.append(worths, worth(self._rows(more)))
+        return found[int(np.argmax(worths))]
 
     def _even(self) -> dict[str, Any]:
         cube = qmc.Sobol(len(self._forms), seed=self._seed)
@@ -118,35 +126,41 @@ class GaussianSampler(BaseSampler):
     def _rows(self, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return np.stack([features(self._forms, self._relevant(one)) for one in params])
 
-    def _candidates(self, around: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
-        dimensions = len(self._forms)
-        cube = [row.tolist() for row in rng.random((CANDIDATES, dimensions))]
-        for params in around:
-            centre = np.array(places(self._forms, params))
-            moved = np.clip(centre + STEP * rng.standard_normal((NEIGHBOURS, dimensions)), 0, 1 - 1e-9)
-            cube += np.where(rng.random(moved.shape) < CHANGED, moved, centre).tolist()
-        return [point(self._forms, row) for row in cube]
 
-    def _log_seconds(self, ended: Sequence[FrozenTrial], rows: np.ndarray) -> np.ndarray:
-        """Of a whole training, less a constant."""
-        timed = [(one.params, seconds) for one in ended if (seconds := epoch_seconds(one)) is not None]
-        if len(timed) < 2:
-            return np.zeros(len(rows))
-        log_seconds = np.log([seconds for _, seconds in timed])
-        mean = log_seconds.mean()
-        model = _fitted(self._rows([params for params, _ in timed]), log_seconds - mean, np.zeros(len(timed)))
-        return np.asarray(model.predict(rows))
+class _Regressor(GaussianProcessRegressor):  # type: ignore[misc]
+    """With normal priors on the logarithms of the kernel's parameters: dozens of trials do not settle them."""
+
+    def log_marginal_likelihood(
+        self, theta: np.ndarray | None = None, eval_gradient: bool = False, clone_kernel: bool = True
+    ) -> Any:
+        told = super().log_marginal_likelihood(theta, eval_gradient, clone_kernel)
+        if theta is None:
+            return told
+        means, spreads = _priors(len(theta) - 2)
+        away = (theta - means) / spreads
+        prior = -0.5 * float(away @ away)
+        return (told[0] + prior, told[1] - away / spreads) if eval_gradient else told + prior
+
+
+def _priors(features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations of the logarithms: of the variance, the length scales and the noise's variance.
+
+    A length scale is about the width of the space, within a factor of two; the noise a seventh of the spread of scores.
+    """
+    return np.array([0.0, *[0.0] * features, -4.0]), np.array([1.0, *[0.7] * features, 1.0])
 
 
 def _fitted(rows: np.ndarray, values: np.ndarray, noise: np.ndarray) -> GaussianProcessRegressor:
-    kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern(np.ones(rows.shape[1]), (0.2, 10.0), nu=2.5)
-    return _conditioned(kernel + WhiteKernel(0.1, (1e-3, 1.0)), rows, values, noise, "fmin_l_bfgs_b")
+    features = rows.shape[1]
+    variance, *scales, white = np.exp(_priors(features)[0])
+    kernel = ConstantKernel(variance, (1e-2, 1e2)) * Matern(scales, (0.05, 200.0), nu=2.5)
+    return _conditioned(kernel + WhiteKernel(white, (1e-5, 1.0)), rows, values, noise, "fmin_l_bfgs_b")
 
 
 def _conditioned(
     kernel: Kernel, rows: np.ndarray, values: np.ndarray, noise: np.ndarray, optimizer: str | None = None
 ) -> GaussianProcessRegressor:
-    model = GaussianProcessRegressor(kernel, alpha=noise + 1e-10, optimizer=optimizer)
+    model = _Regressor(kernel, alpha=noise + 1e-10, optimizer=optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound
         return model.fit(rows, values)

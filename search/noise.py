@@ -1,7 +1,8 @@
 """How far chance alone moves a score: the standard deviation between trainings that differ in nothing but their seed.
 
 A search trains one configuration several times early on (`search.study.repeat_slots`), so that from then on it is known
-how much of a difference is luck. The pruner, the forecast and the comparison of the best configurations go by it.
+how much of a difference is luck. The pruner (`search.pruner`), the forecast and the comparison of the best
+configurations go by it.
 """
 
 import math
@@ -38,11 +39,18 @@ def pooled_noise(groups: Sequence[Sequence[float]]) -> Noise | None:
     return Noise(math.sqrt(squares / freedom), freedom)
 
 
-def seed_noise(trials: Sequence[FrozenTrial]) -> Noise | None:
-    """Of the configurations that were trained to their end more than once; None where there is none."""
+def seed_noise(trials: Sequence[FrozenTrial], epoch: int | None = None) -> Noise | None:
+    """Of the configurations that were trained to their end more than once; None where there is none.
+
+    Args:
+        trials: in any state.
+        epoch: after which their accuracies are compared; None: at the end.
+    """
     groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
     for trial in trials:
         reached = end_accuracy(trial)
+        if reached is not None and epoch is not None:
+            reached = trial.intermediate_values.get(epoch)
         if reached is not None:
             groups.setdefault(_key(trial.params), []).append(reached)
     return pooled_noise(list(groups.values()))

@@ -31,23 +31,20 @@ class TrialLength(_Table):
 class SamplerConfig(_Table):
     """``[sampler]``: how configurations are proposed."""
 
-    kind: Literal["tpe", "gp", "random"] = "tpe"
-    """TPE (multivariate); Gaussian processes (`search.gaussian_sampler`), for a single objective; random draws."""
+    kind: Literal["gp", "tpe", "random"] = "gp"
+    """Gaussian processes (`search.gaussian_sampler`) for the first 300 trials where there is one objective, and TPE for
+    all others; TPE (multivariate) for all; random draws."""
     startup_trials: int = Field(default=10, ge=0)
     """Configurations that fill the space, at random or evenly, before the sampler takes over."""
-    cost_power: float = Field(default=0.0, ge=0, le=1)
-    """Kind ``gp``: how much the seconds of a training count against what it may gain; 1: gain a second."""
 
 
 class PrunerConfig(_Table):
     """``[pruner]``: which trials are stopped early."""
 
-    kind: Literal["none", "median", "percentile", "extrapolation"] = "percentile"
+    kind: Literal["none", "median", "percentile"] = "percentile"
     percentile: float = Field(default=90.0, gt=0, lt=100)
-    """Kind ``percentile``: a trial goes on while it is among so many per cent of the best at its epoch."""
-    chance: float = Field(default=0.05, gt=0, lt=1)
-    """Kind ``extrapolation``: a trial goes on while its chance to end among the best is at least this; the best are so
-    many as the confirmation takes."""
+    """Kind ``percentile``: a trial goes on while it is among so many per cent of the best at its epoch, or misses that
+    by no more than the noise between seeds."""
     startup_trials: int = Field(default=5, ge=0)
     """Trials that must have finished before any is stopped."""
     warmup_epochs: int = Field(default=2, ge=0)

@@ -36,6 +36,7 @@ from search.ledger import (
 from search.outage import StorageLostError
 from search.overhead import OVERHEAD, Overhead
 from search.process import this_process
+from search.pruner import build_pruner
 from search.seat import Seat
 from search.stop import Stop, StoppedError
 from search.storage import PersistentStorage, network_file_system, opened
@@ -275,7 +276,7 @@ def _begin(desk: _Desk, config: StudyConfig, taken: Lease) -> Attempt | None:
     # Where a broken configuration has to give way, the slot's own seed would draw it again.
     number = taken.slot + taken.errors // ledgers.MOST_ERRORS * 1_000_000
     desk.study.sampler = studies.build_sampler(config, number)
-    desk.study.pruner = studies.build_pruner(config)
+    desk.study.pruner = build_pruner(config)
     trials = partial(desk.study.get_trials, deepcopy=False)
     given = studies.given_parameters(config, taken.slot, taken.start, trials)
     attempt = ledgers.begin(desk.ledger, desk.study, taken, given, {WORKER: desk.seat.worker_name})

@@ -22,10 +22,10 @@ from optuna.pruners import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import UserError
-from search.extrapolation import ExtrapolationPruner, regression
+from search.extrapolation import regression
 from search.objective import second_objective
 from search.outcomes import end_accuracy, epoch_seconds, outcome, validation_curve
-from search.study import build_pruner
+from search.pruner import build_pruner
 from search.study_file import StudyConfig
 
 LEAST = 5
@@ -136,12 +136,11 @@ def replay(trials: Sequence[FrozenTrial], config: StudyConfig, draws: int, seed:
 
 def alternatives(config: StudyConfig) -> Mapping[str, Callable[[], BasePruner]]:
     """Every pruner that is tried, by name."""
-    epochs, top = config.trial.epochs, max(1, config.confirm.configurations)
+    epochs = config.trial.epochs
     half = epochs // 2
     return {
         NONE: NopPruner,
         OWN: lambda: build_pruner(config),
-        "extrapolation": lambda: ExtrapolationPruner(top, config.trials, 0.05, LEAST, 1),
         f"percentile 90 after epoch {half}": lambda: PercentilePruner(90.0, 5, half),
         f"percentile 75 after epoch {half}": lambda: PercentilePruner(75.0, 5, half),
         "median": MedianPruner,

@@ -7,7 +7,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 from scipy import stats
 
-from search.extrapolation import ExtrapolationPruner, likely_ends, regression
+from search.extrapolation import likely_ends, regression
+from search.noise import Noise
 
 RNG = np.random.default_rng(0)
 
@@ -38,12 +39,19 @@ def test_chances_are_as_they_are_said() -> None:
     chances, came = [], []
     for seed in range(3000):
         *known, (early, late) = pairs(9, seed=seed, noise=0.02)
-        chances.append(regression(known).at(early).chance_above(0.7))
+        told = regression(known).at(early)
+        chances.append(stats.t.sf((0.7 - told.mean) / told.scale, told.freedom))
         came.append(late > 0.7)
     for low, high in ((0.0, 0.1), (0.1, 0.4), (0.4, 0.6), (0.6, 0.9), (0.9, 1.0)):
         here = [(chance, above) for chance, above in zip(chances, came, strict=True) if low <= chance < high]
         expected, told = np.mean(here, axis=0)
         assert abs(expected - told) < 0.05
+
+
+def test_before_it_has_seen_much_it_expects_the_noise_that_was_measured() -> None:
+    known = pairs(3, noise=0.0)
+    quiet, loud = (regression(known, Noise(std, 4)).at(0.55).scale for std in (0.001, 0.05))
+    assert quiet < regression(known).at(0.55).scale < loud
 
 
 def test_draws_are_spread_as_the_prediction_is() -> None:
@@ -71,76 +79,6 @@ def study_of(
                 )
             )
     return study
-
-
-def stops(study: optuna.Study, curve: Sequence[float], **options: float) -> bool:
-    pruner = ExtrapolationPruner(
-        **{"top": 2, "trials": 20, "chance": 0.05, "startup_trials": 5, "warmup_epochs": 1, **options}  # type: ignore
-    )
-    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
-    trial = create_trial(
-        state=TrialState.RUNNING, params={}, distributions={},
-        intermediate_values={epoch: sign * value for epoch, value in enumerate(curve, 1)},
-    )  # fmt: skip
-    return pruner.prune(study, trial)
-
-
-CURVES = [(0.40 + 0.01 * row, 0.60 + 0.01 * row, 0.70 + 0.01 * row) for row in range(12)]
-
-
-@pytest.mark.parametrize("direction", ["maximize", "minimize"])
-def test_it_stops_the_hopeless_and_no_other(direction: str) -> None:
-    study = study_of(CURVES, direction=direction)
-    assert stops(study, (0.30,))
-    assert stops(study, (0.51, 0.50))
-    assert not stops(study, (0.51,))
-    assert not stops(study, (0.20, 0.72))
-
-
-def test_warm_up_and_start_up() -> None:
-    study = study_of(CURVES)
-    assert not stops(study, (0.1,), warmup_epochs=2)
-    assert stops(study, (0.1, 0.1), warmup_epochs=2)
-    assert not stops(study, (0.1,), startup_trials=13)
-    assert not stops(study_of(()), (0.1,), startup_trials=0)
-
-
-def test_the_more_count_as_best_the_more_go_on() -> None:
-    study = study_of(CURVES)
-    assert stops(study, (0.44,), top=1)
-    assert not stops(study, (0.44,), top=20)
-
-
-def test_stopped_trials_count_among_those_that_the_best_are_a_share_of_but_have_no_end() -> None:
-    few = study_of(CURVES)
-    many = study_of(CURVES, [(0.2, 0.99)] * 60)
-    near = (0.47,)
-    assert stops(few, near, top=2)
-    assert not stops(many, near, top=2)
-
-
-def test_noise_that_was_measured_takes_the_place_of_what_is_expected_of_it() -> None:
-    quiet, loud = study_of(CURVES), study_of(CURVES)
-    for study, apart in ((quiet, 0.0005), (loud, 0.02)):
-        for way in (-1, 1):
-            end = 0.7 + way * apart
-            study.add_trial(
-                create_trial(
-                    state=TrialState.COMPLETE,
-                    params={"x": 0.99},
-                    distributions={"x": FloatDistribution(0, 1)},
-                    value=end,
-                    intermediate_values={1: end - 0.3, 2: end - 0.1, 3: end},
-                )
-            )
-    between = (0.492,)
-    assert not stops(study_of(CURVES), between)
-    assert stops(quiet, between)
-    assert not stops(loud, between)
-
-
-def test_a_number_that_is_none_has_no_chance() -> None:
-    assert stops(study_of(CURVES), (float("nan"),))
 
 
 def test_stopped_and_running_trials_count_with_what_their_curves_predict() -> None:

@@ -15,8 +15,8 @@ from search.space import block_width, parameter_distributions, parse_space, rele
 FORMS = {"lr": FloatDistribution(1e-3, 1, log=True), "blocks": IntDistribution(1, 8)}
 
 
-def sampler_at(slot: int, seed: int = 0, startup: int = 6, cost_power: float = 0.0) -> GaussianSampler:
-    return GaussianSampler(FORMS, dict, startup, slot, seed, cost_power)
+def sampler_at(slot: int, seed: int = 0, startup: int = 6) -> GaussianSampler:
+    return GaussianSampler(FORMS, dict, startup, slot, seed)
 
 
 def hill(params: Mapping[str, Any]) -> float:
@@ -80,18 +80,6 @@ def test_what_others_are_training_is_not_proposed_again() -> None:
     assert len(everyone) == 5
 
 
-def test_of_equals_the_cheaper_is_proposed_where_seconds_count() -> None:
-    def proposed(cost_power: float) -> list[int]:
-        study = optuna.create_study(direction="maximize")
-        for _ in range(12):
-            trial = ask(study, startup=99)
-            trial.set_user_attr("curve", [{"epoch": 1, "seconds": 2.0 ** trial.params["blocks"]}])
-            study.tell(trial, 0.9 - 0.1 * (math.log10(trial.params["lr"]) + 1) ** 2)
-        return [ask(study, startup=6, cost_power=cost_power).params["blocks"] for _ in range(4)]
-
-    assert np.mean(proposed(1.0)) < np.mean(proposed(0.0)) - 1
-
-
 def test_it_draws_from_spaces_with_choices_and_a_width_for_every_block() -> None:
     space = parse_space(
         {
@@ -104,7 +92,7 @@ def test_it_draws_from_spaces_with_choices_and_a_width_for_every_block() -> None
     assert isinstance(forms["activation"], CategoricalDistribution)
     study = optuna.create_study(direction="maximize")
     for slot in range(9):
-        study.sampler = GaussianSampler(forms, lambda params: relevant(space, params), 4, slot, 0, 0.0)
+        study.sampler = GaussianSampler(forms, lambda params: relevant(space, params), 4, slot, 0)
         trial = study.ask()
         settings = sample(space, trial)
         assert set(trial.params) == {"blocks", "activation", *map(block_width, range(settings.blocks))}

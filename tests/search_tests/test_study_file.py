@@ -59,7 +59,7 @@ def test_a_file_names_its_study(tmp_path: Path) -> None:
         (
             "[retrain]",
             "[pruner]\nkind = 'best'\n[retrain]",
-            "pruner.kind: should be 'none', 'median', 'percentile' or 'extrapolation'",
+            "pruner.kind: should be 'none', 'median' or 'percentile'",
         ),
         ("epochs = 3", "epochs = 3\nsettings = 1", "retrain.settings: is not a key; allowed: epochs, max_"),
         ("epochs = 3", "epochs = 3\n[[start]]\nlr = 5.0", "start.lr: 5.0 is not in 0.01 to 0.1"),
