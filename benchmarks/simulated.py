@@ -27,7 +27,7 @@ from search.unit_cube import point
 
 TARGET = 0.995
 """Of the best accuracy."""
-POINTS = 14
+POINTS = 16
 """Two to the power of so many points of the space among which its best is sought."""
 OVERHEAD = 0.5
 """Seconds of a trial beside its epochs."""

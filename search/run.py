@@ -135,7 +135,7 @@ def _objective_text(config: StudyConfig) -> str:
     """What two objectives mean for a search; empty for one."""
     if second_objective(config.objective) is None:
         return ""
-    sampler = "multi-objective TPE" if config.sampler.kind == "tpe" else "random sampling"
+    sampler = "random sampling" if config.sampler.kind == "random" else "multi-objective TPE"
     return (
         f"objective {config.objective}: a Pareto search by {sampler}; nothing is pruned, every trial trains its "
         f"{config.trial.epochs} epochs"

@@ -140,9 +140,13 @@ class StudyConfig(_Table):
 
     @property
     def repeat_slots(self) -> range:
-        """Slots that train an earlier slot's configuration again: the first ones behind the start."""
-        first = max(self.sampler.startup_trials, len(self.start))
-        return range(first, first + min(self.noise.repeats, self.trials // 20))
+        """Slots that train an earlier slot's configuration again: the last ones of the sampler's startup.
+
+        There they cost the search least; right behind it they delayed the sampler (benchmarks/results/replay).
+        """
+        count = min(self.noise.repeats, self.trials // 20)
+        end = max(self.sampler.startup_trials, max(1, len(self.start)) + count)
+        return range(end - count, end)
 
     @property
     def prunes(self) -> bool:

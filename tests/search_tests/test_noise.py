@@ -69,7 +69,7 @@ def config(**changes: Any) -> StudyConfig:
 
 @pytest.mark.parametrize(
     ("trials", "repeats", "slots"),
-    [(100, 2, [4, 5]), (39, 2, [4]), (20, 2, [4]), (19, 2, []), (100, 0, []), (100, 9, [4, 5, 6, 7, 8])],
+    [(100, 2, [2, 3]), (39, 2, [3]), (20, 2, [3]), (19, 2, []), (100, 0, []), (100, 9, [1, 2, 3, 4, 5])],
 )
 def test_few_trials_are_repeats_and_in_a_small_budget_none(trials: int, repeats: int, slots: list[int]) -> None:
     assert list(config(trials=trials, noise=NoiseConfig(repeats=repeats)).repeat_slots) == slots
@@ -77,6 +77,7 @@ def test_few_trials_are_repeats_and_in_a_small_budget_none(trials: int, repeats:
 
 def test_repeats_come_behind_the_known_good_configurations() -> None:
     assert list(config(start=({"lr": 0.1},) * 7).repeat_slots) == [7, 8]
+    assert list(config(start=({"lr": 0.1},) * 3).repeat_slots) == [3, 4]
 
 
 def test_a_study_file_can_ask_for_more_repeats_or_none() -> None:
@@ -87,15 +88,15 @@ def test_a_study_file_can_ask_for_more_repeats_or_none() -> None:
         parse_study({**table, "noise": {"repeats": -1}}, "f")
 
 
-def given(trials: Sequence[FrozenTrial], slot: int = 4, start: int | None = None, **changes: Any) -> dict[str, Any]:
+def given(trials: Sequence[FrozenTrial], slot: int = 2, start: int | None = None, **changes: Any) -> dict[str, Any]:
     return dict(given_parameters(config(**changes), slot, start, lambda: trials))
 
 
 def test_the_first_configuration_is_repeated_whatever_its_score() -> None:
     trials = [trial(2, 0.9), trial(0, 0.1, lr=0.5), trial(1, 0.95)]
     assert given(trials) == {"lr": 0.5}
-    assert given(trials, slot=5) == {"lr": 0.5}
-    assert given(trials, slot=6) == {}
+    assert given(trials, slot=3) == {"lr": 0.5}
+    assert given(trials, slot=4) == {}
 
 
 def test_what_failed_or_was_stopped_is_not_repeated_what_runs_is() -> None:
@@ -113,4 +114,4 @@ def test_a_known_good_configuration_has_its_parameters_and_asks_for_no_trials() 
     starts = ({"lr": 0.1}, {"lr": 0.2})
     assert given_parameters(config(start=starts), 4, 1, never) == {"lr": 0.2}
     assert given_parameters(config(start=starts), 0, 2, never) == {}
-    assert given_parameters(config(start=starts), 3, None, never) == {}
+    assert given_parameters(config(start=starts), 1, None, never) == {}

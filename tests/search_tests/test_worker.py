@@ -143,8 +143,8 @@ def test_early_on_a_configuration_is_trained_again_from_other_seeds_and_never_st
     study, _ = new_study(config.model_copy(update={"trials": 40, "pruner": pruner}))
     run_worker(max_trials=7)
     first, *others = study.trials
-    assert [trial.params == first.params for trial in others] == [False, False, True, True, False, False]
-    assert [trial.state.name for trial in others] == ["PRUNED", "PRUNED", "COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
+    assert [trial.params == first.params for trial in others] == [True, True, False, False, False, False]
+    assert [trial.state.name for trial in others] == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED", "PRUNED", "PRUNED"]
     assert len({trial.user_attrs["config"]["fit"]["seed"] for trial in study.trials}) == 7
     noise = seed_noise(study.trials)
     assert noise is not None
