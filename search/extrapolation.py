@@ -8,9 +8,8 @@ using performance prediction, arXiv:1705.10823).
 Trials that were stopped have no end to learn from. That does not bias the regression: whether a trial was stopped was
 decided by what it is a regression on.
 
-A pruner that went by this (stop where the chance to end among the best is small; Domhan et al., IJCAI 2015) stopped two
-to three times as many trials as percentiles do and found no better configurations for it (benchmarks/results/replay);
-it was dropped.
+A pruner that went by this (stop where the chance to end among the best is small; Domhan et al., IJCAI 2015) stopped far
+more trials than percentiles do and found no better configurations for it (benchmarks/results/replay); it was dropped.
 """
 
 import math

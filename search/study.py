@@ -259,7 +259,8 @@ def given_parameters(
     if slot not in config.repeat_slots:
         return {}
     begun = [one for one in trials() if one.params and one.state in (TrialState.COMPLETE, TrialState.RUNNING)]
-    return min(begun, key=lambda one: one.user_attrs[SLOT]).params if begun else {}
+    own = [one for one in begun if SLOT in one.user_attrs]
+    return min(own, key=lambda one: one.user_attrs[SLOT]).params if own else {}
 
 
 def is_audited(config: StudyConfig, slot: int) -> bool:

@@ -104,6 +104,9 @@ def test_what_failed_or_was_stopped_is_not_repeated_what_runs_is() -> None:
     assert given([*trials, trial(3)]) == {"lr": 0.7}
     unknown = create_trial(state=RUNNING, params={}, distributions={}, user_attrs={"slot": 0})
     assert given([unknown]) == {}
+    foreign = create_trial(value=0.5, params={"lr": 0.5}, distributions={"lr": FloatDistribution(0.01, 1.0)})
+    assert given([foreign]) == {}
+    assert given([foreign, trial(1, lr=0.6)]) == {"lr": 0.6}
     assert given([]) == {}
 
 
