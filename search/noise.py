@@ -1,7 +1,7 @@
 """How far chance alone moves a score: the standard deviation between trainings that differ in nothing but their seed.
 
-A search trains one configuration several times early on (`repeat_slots` in `search.study_file`), so that from then on it
-is known how much of a difference is luck. The pruner (`search.pruner`), the forecast and the comparison of the best
+A search trains one configuration several times early on (`repeat_slots` in `search.study_file`), so that from then on
+it is known how much of a difference is luck. The pruner (`search.pruner`), the forecast and the comparison of the best
 configurations go by it.
 """
 
