@@ -98,8 +98,7 @@ def _median(values: Sequence[float]) -> dict[str, float]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The comparison in Markdown, those first that come to the target soonest."""
-    rows = {DEFAULT: result["default"], **result["others"]}
-    known = {name: row for name, row in rows.items() if row is not None}
+    known = _rows(result)
     places = [str(place) for place in COLUMNS if str(place) in next(iter(known.values()))["regret"]]
     heads = [
         "method", "trainings to the target", "of random's time (95 %)", "... to the last one", "reached it",
@@ -130,6 +129,12 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _rows(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Every method that was compared, by name."""
+    rows = {DEFAULT: result["default"], **result["others"]}
+    return {name: row for name, row in rows.items() if row is not None}
+
+
 def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
@@ -145,8 +150,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         result: of `told`.
         path: of the picture; its suffix says which form.
     """
-    rows = {DEFAULT: result["default"], **result["others"]}
-    known = {name: row for name, row in rows.items() if row is not None}
+    known = _rows(result)
     last = max((int(place) for row in known.values() for place in row["regret"]), default=1)
     order = sorted(known, key=lambda name: known[name]["regret"][str(last)]["median"])
     figure = Figure(figsize=(11, 6), layout="constrained")

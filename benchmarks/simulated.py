@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -18,7 +17,7 @@ from scipy.stats import qmc
 from benchmarks.methods import RANDOM, methods
 from search.extrapolation import regression
 from search.forecast import MORE, expected_gain
-from search.noise import pooled_noise
+from search.noise import noise_of
 from search.replay.clock import Ended, simulate
 from search.replay.surrogate import Curve, Surrogate, fit_surrogate
 from search.space import parameter_distributions
@@ -168,17 +167,10 @@ def _covers(world: World, known: Sequence[Ended], later: Sequence[Ended]) -> boo
     def chosen(some: Sequence[Ended]) -> Ended:
         return max((one for one in some if not one.stopped), key=lambda one: one.whole)
 
-    noise = pooled_noise(_of_one_configuration(whole))
+    noise = noise_of((one.params, one.whole) for one in whole)
     told = expected_gain(ends, chosen(known).whole, noise.std if noise else 0.0)
     before, after = world.surrogate.mean([chosen(known).params, chosen(later).params])[:, -1]
     return told is not None and told.low <= after - before <= told.high
-
-
-def _of_one_configuration(ended: Sequence[Ended]) -> list[list[float]]:
-    groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
-    for one in ended:
-        groups.setdefault(tuple(sorted(one.params.items())), []).append(one.whole)
-    return list(groups.values())
 
 
 @cache

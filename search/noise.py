@@ -6,7 +6,7 @@ configurations go by it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +46,17 @@ def seed_noise(trials: Sequence[FrozenTrial], epoch: int | None = None) -> Noise
         trials: in any state.
         epoch: after which their accuracies are compared; None: at the end.
     """
+    ended = [(trial, end) for trial in trials if (end := end_accuracy(trial)) is not None]
+    told = ((trial.params, end if epoch is None else trial.intermediate_values.get(epoch)) for trial, end in ended)
+    return noise_of((params, accuracy) for params, accuracy in told if accuracy is not None)
+
+
+def noise_of(scored: Iterable[tuple[Mapping[str, Any], float]]) -> Noise | None:
+    """Of configurations with a score for each training; None where none was trained more than once."""
     groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
-    for trial in trials:
-        reached = end_accuracy(trial)
-        if reached is not None and epoch is not None:
-            reached = trial.intermediate_values.get(epoch)
-        if reached is not None:
-            groups.setdefault(_key(trial.params), []).append(reached)
+    for params, accuracy in scored:
+        groups.setdefault(tuple(sorted(params.items())), []).append(accuracy)
     return pooled_noise(list(groups.values()))
-
-
-def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(params.items()))
 
 
 def together(*known: Noise | None) -> Noise | None:

@@ -97,7 +97,7 @@ def helped(config: StudyConfig, trials: Sequence[FrozenTrial]) -> dict[str, Any]
     known = [one for one in complete if START in one.user_attrs]
     if not known:
         return None
-    early = range(max(config.sampler.startup_trials, len(config.start)))
+    early = set(range(max(config.sampler.startup_trials, len(config.start)))) - set(config.repeat_slots)
     drawn = [one for one in complete if START not in one.user_attrs and one.user_attrs[SLOT] in early]
     best = max(known, key=_accuracy)
     against = max(map(_accuracy, drawn), default=None)

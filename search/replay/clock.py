@@ -135,9 +135,6 @@ def simulate(
         if not (last or stopped):
             heapq.heappush(events, (now + curve.seconds[epoch], number, running))
             continue
-        # As `search.trial` stores it: samplers may go by what a training costs.
-        rows = [{"epoch": place, "seconds": taken} for place, taken in enumerate(curve.seconds[:epoch], 1)]
-        trial.set_user_attr("curve", rows)
         if stopped:
             study.tell(trial, state=TrialState.PRUNED)
         else:

@@ -4,30 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 
 from search.forecast import expected_gain, forecast, time_left
 from search.ledger import Budget
 from search.view import device_time_text, forecast_texts
 from support.command import Command
+from support.trials import trial
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
-
-
-def trial(
-    number: int, value: float = 0.5, lr: float | None = None, state: TrialState = COMPLETE, seconds: float = 10.0
-) -> FrozenTrial:
-    made = create_trial(
-        state=state,
-        value=value if state == COMPLETE else None,
-        params={"lr": 0.01 + 0.001 * number if lr is None else lr},
-        distributions={"lr": FloatDistribution(0.01, 1.0)},
-        user_attrs={"seconds": seconds},
-        intermediate_values={1: value - 0.2} | ({2: value} if state == COMPLETE else {}),
-    )
-    made.number = number
-    return made
 
 
 def count(done: int, requested: int) -> Budget:

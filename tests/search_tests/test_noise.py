@@ -13,20 +13,9 @@ from search.errors import UserError
 from search.noise import Noise, pooled_noise, seed_noise, together
 from search.study import given_parameters
 from search.study_file import NoiseConfig, SamplerConfig, StudyConfig, find_study, parse_study
+from support.trials import trial
 
 COMPLETE, PRUNED, RUNNING, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.FAIL
-
-
-def trial(number: int, value: float = 0.5, lr: float | None = None, state: TrialState = COMPLETE) -> FrozenTrial:
-    made = create_trial(
-        state=state,
-        value=value if state == COMPLETE else None,
-        params={"lr": 0.01 + 0.001 * number if lr is None else lr},
-        distributions={"lr": FloatDistribution(0.01, 1.0)},
-        user_attrs={"slot": number},
-    )
-    made.number = number
-    return made
 
 
 def test_noise_is_pooled_over_what_was_trained_more_than_once() -> None:

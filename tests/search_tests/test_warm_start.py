@@ -7,14 +7,14 @@ from typing import Any
 import optuna
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.distributions import FloatDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 
 from search.space import check_start, fitting, parse_space
 from search.study_file import StudyConfig, find_study
 from search.view import known_good_text
 from search.warm_start import helped, joined
 from support.command import Command, Ended
+from support.trials import trial
 
 COMPLETE, PRUNED, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING
 
@@ -110,18 +110,6 @@ def config(**changes: Any) -> StudyConfig:
     return find_study("cpu")[1].model_copy(update=changes)
 
 
-def trial(number: int, value: float, start: int | None = None, state: TrialState = COMPLETE) -> FrozenTrial:
-    made = create_trial(
-        state=state,
-        value=value if state == COMPLETE else None,
-        params={"lr": 0.1},
-        distributions={"lr": FloatDistribution(0.01, 1.0)},
-        user_attrs={"slot": number, **({} if start is None else {"start": start})},
-    )
-    made.number = number
-    return made
-
-
 def test_a_start_is_measured_against_what_was_drawn_before_the_sampler_knew_anything() -> None:
     pruned, late = trial(3, 0.9, state=PRUNED), trial(20, 0.8)
     trials = [trial(0, 0.7, start=0), trial(1, 0.6, start=1), trial(2, 0.65), pruned, late]
@@ -132,6 +120,8 @@ def test_a_start_is_measured_against_what_was_drawn_before_the_sampler_knew_anyt
     assert known_good_text(found) == (
         "tried first: the best has 70.00 %, rank 2 of 4 now; it helped: the best of 1 drawn without has 65.00 %"
     )
+    repeat = config().repeat_slots[-1]  # of the known one: not drawn without it
+    assert helped(config(), [*trials[:-1], trial(repeat, 0.71)]) == {**found, "rank": 2}
     worse = helped(config(), [*trials, trial(4, 0.75)])
     assert worse is not None
     assert worse["helped"] is False
