@@ -45,8 +45,9 @@ from search import study as studies
 from search.environment import commit
 from search.ledger import Ledger, open_ledger, request
 from search.local_postgres import local_postgres
+from search.persistent import PersistentStorage
 from search.stop import Stop
-from search.storage import PersistentStorage, opened, storage_url
+from search.storage import opened, storage_url
 from search.study import DatasetRecord, StudyRecord
 from search.study_file import StudyConfig, parse_study
 from search.trainer import TrainingSeat

@@ -26,7 +26,7 @@ ACCURACY, EPOCH = "accuracy", "training_iteration"
 def peers(space: SearchSpace, epochs: int) -> dict[str, Method]:
     """The methods of those tools that are installed, by name."""
     found: dict[str, Method] = {}
-    if importlib.util.find_spec("ray"):
+    if importlib.util.find_spec("ray") and importlib.util.find_spec("pyarrow"):  # Ray alone comes without its Tune
         found["Ray Tune ASHA"] = Method(lambda seed: _ray_asha(seed, epochs))
     if importlib.util.find_spec("syne_tune"):
         from syne_tune.optimizer import baselines

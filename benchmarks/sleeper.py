@@ -78,7 +78,8 @@ class SleepingSeat:
     ) -> TrialResult:
         del show
         trial, epochs = attempt.trial, config.trial.epochs
-        settings = sample(config.space, trial)
+        with attempt.gathering():
+            settings = sample(config.space, trial)
         self.note("asked", trial=trial.number, slot=attempt.lease.slot, params=trial.params)
         heart.progress = Progress(trial.number, 0, epochs)
         for epoch in range(1, epochs + 1):
@@ -86,7 +87,7 @@ class SleepingSeat:
                 time.sleep(self.seconds / epochs)
             if heart.lost:
                 raise LeaseLostError
-            trial.report(accuracy(settings.lr, epoch), epoch)
+            attempt.report(epoch, accuracy(settings.lr, epoch))
         self.note("slept", trial=trial.number)
         return TrialResult(TrialState.COMPLETE, accuracy(settings.lr, epochs), epochs, self.seconds)
 

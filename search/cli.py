@@ -22,6 +22,7 @@ from search.options import (
     Device,
     Form,
     Format,
+    Launchers,
     MaxLatency,
     MaxParams,
     MaxRetrainEpochs,
@@ -37,6 +38,7 @@ from search.options import (
     refuse_absent,
     terminal,
 )
+from search.process import end_with_parent
 from search.replay_cli import replay_command
 
 # Read by torch when it first allocates: large blocks in huge pages, a fifth of the time of a training step here.
@@ -95,6 +97,26 @@ def run_command(
     max_retrain_epochs: MaxRetrainEpochs = None,
     workers: Workers = "auto",
     workers_per_gpu: WorkersPerGpu = "auto",
+    launcher: Annotated[
+        Launchers, typer.Option(help="What workers are: processes of this machine, or tasks of a Ray cluster.")
+    ] = Launchers.LOCAL,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster: auto (default; the one that this machine is part of), local (a new one of this machine "
+            "alone), HOST:PORT or ray://HOST:PORT."
+        ),
+    ] = None,
+    cpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="With Ray: CPUs of each worker. Default: 1 beside a GPU, else 4 or what a node has."
+        ),
+    ] = None,
+    ray_install: Annotated[
+        bool,
+        typer.Option("--ray-install", help="With Ray: every node first installs what this needs, in these versions."),
+    ] = False,
     warm_start: Annotated[
         str | None,
         typer.Option(help="An earlier study of the same images in this storage: its best configurations come first."),
@@ -102,13 +124,17 @@ def run_command(
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve optuna-dashboard meanwhile.")] = False,
 ) -> None:
     """Create or resume a study, work its budget off, confirm the best, retrain the winner, test it, report."""
+    from search.errors import UserError
     from search.objective import parse_objective
-    from search.run import RunOptions, run
+    from search.run import RayOptions, RunOptions, run
     from search.view import summary_table, view
 
     signal.signal(signal.SIGTERM, interrupt)
     console = terminal()
     wanted = None if objective is None else parse_objective(objective)
+    if launcher is not Launchers.RAY and (ray_address, cpus_per_worker, ray_install) != (None, None, False):
+        raise UserError("--ray-address, --cpus-per-worker and --ray-install go with --launcher ray")
+    ray = RayOptions(ray_address or "auto", cpus_per_worker, ray_install) if launcher is Launchers.RAY else None
     limits = limits_given(max_params, max_latency)
     with database(storage) as url:
         options = RunOptions(
@@ -131,6 +157,7 @@ def run_command(
             warm_start=warm_start,
             workers=count_or_auto("--workers", workers, least=0),
             workers_per_gpu=count_or_auto("--workers-per-gpu", workers_per_gpu, least=1),
+            ray=ray,
             dashboard=dashboard,
         )
         with view(console) as show:
@@ -184,6 +211,7 @@ def worker_command(
             max_trials=max_trials,
             number=int(number) if number else None,
             launcher=os.environ.get("SEARCH_WORKER_LAUNCHER"),
+            log=os.environ.get("SEARCH_WORKER_LOG"),
         )
         try:
             with view(terminal()) as show:
@@ -201,15 +229,20 @@ def status(
     storage: Storage = None,
     form: Format = Form.TABLE,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until interrupted or the budget is done.")] = False,
+    logs: Annotated[
+        bool,
+        typer.Option("--logs", help="Also what each worker printed last, wherever it runs, and where the rest is."),
+    ] = False,
 ) -> None:
     """Show how a study stands and who works at it; it may be running."""
+    from rich.console import Group
     from rich.live import Live
 
     from search import ledger as ledgers
     from search import study as studies
     from search.storage import opened, shown
-    from search.summary import running_trials, summarise, workers_at
-    from search.view import status_view
+    from search.summary import running_trials, summarise, worker_logs, workers_at
+    from search.view import logs_view, status_view
 
     with database(storage) as url:
         refuse_absent(url)
@@ -221,7 +254,12 @@ def status(
 
             def look() -> dict[str, Any]:
                 running = {"running_trials": running_trials(study), "workers": workers_at(ledger)}
-                return {**summarise(study, record, ledger, shown(url)), **running}
+                told = {"logs": worker_logs(ledger)} if logs else {}
+                return {**summarise(study, record, ledger, shown(url)), **running, **told}
+
+            def picture() -> Group:
+                now = look()
+                return Group(status_view(now), *([logs_view(now["logs"])] if logs else []))
 
             if form is Form.JSON:
                 typer.echo(json.dumps(look(), indent=2))
@@ -233,14 +271,14 @@ def status(
                 return
             console = terminal()
             if not watch:
-                console.print(status_view(look()))
+                console.print(picture())
                 return
-            with Live(status_view(look()), console=console, auto_refresh=False) as live:
+            with Live(picture(), console=console, auto_refresh=False) as live:
                 open_ = ledgers.is_open(ledger)
                 while open_:
                     time.sleep(STATUS_SECONDS)
                     open_ = ledgers.is_open(ledger)  # before the look: the last picture shows the end
-                    live.update(status_view(look()), refresh=True)
+                    live.update(picture(), refresh=True)
 
 
 STATUS_SECONDS = 2.0
@@ -356,6 +394,7 @@ def _quiet_libraries(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line and exit with the status that the contract gives."""
+    end_with_parent()
     debug = "--debug" in sys.argv
     if debug:  # allowed anywhere in the line
         sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]

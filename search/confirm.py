@@ -22,7 +22,8 @@ from search.comparison import Candidate, Comparison, compare
 from search.ledger import START, open_ledger
 from search.noise import seed_noise
 from search.objective import ATTRIBUTES, score
-from search.storage import PersistentStorage, exclusive
+from search.persistent import PersistentStorage
+from search.storage import exclusive
 from search.study import CONFIRM, MAX_SEED, StudyRecord
 from search.study_file import NoiseConfig, PrunerConfig, SamplerConfig, StudyConfig
 

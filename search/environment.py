@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -18,6 +19,14 @@ def environment() -> dict[str, str]:
         "commit": commit(),
         "platform": platform.platform(),
     }
+
+
+def required() -> tuple[str, ...]:
+    """What this project needs beside itself, without extras, in the versions that are installed here."""
+    needs = [need for need in metadata.requires("block-search") or () if "extra ==" not in need]
+    return tuple(
+        f"{name}=={metadata.version(name)}" for name in (re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in needs)
+    )
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -20,11 +20,13 @@ from search import study as studies
 from search.errors import RunError, UserError, first_line
 from search.events import Note, Show
 from search.launch import adopt_orphans
+from search.launcher import Assignment, Crew
 from search.ledger import Ledger, budget, open_ledger
 from search.objective import Cost
+from search.persistent import PersistentStorage
 from search.report import write_report
-from search.stage import Publisher, TeamOptions, assemble, wall_time, work_off
-from search.storage import PersistentStorage, exclusive, shown
+from search.stage import Publisher, wall_time, work_off
+from search.storage import exclusive, shown
 from search.study import DIVISION_SEED, StudyRecord
 from search.summary import summarise
 from search.view import confirmation_text, trials_text
@@ -86,8 +88,8 @@ def limit(search: Search, limits: Mapping[Cost, float | None]) -> None:
     choice.set_limits(search.study, limits)
 
 
-def confirm_best(search: Search, team: TeamOptions, show: Show) -> dict[str, Any] | None:
-    """Train the best configurations again over fresh seeds, with workers of this machine and whoever else comes.
+def confirm_best(search: Search, crew: Crew, show: Show) -> dict[str, Any] | None:
+    """Train the best configurations again over fresh seeds, with a crew of workers and whoever else comes.
 
     Returns:
         `search.confirm.confirmation`; None where the study file asks for none.
@@ -106,9 +108,9 @@ def confirm_best(search: Search, team: TeamOptions, show: Show) -> dict[str, Any
     adopt_orphans(ledger)
     place = shown(search.storage.location)
     publisher = Publisher(study, confirming, ledger, search.out / "artifacts", place, show, search.told)
-    whole = assemble(team, search.storage.location, confirming.name, search.data_dir, search.out / "confirm")
+    assignment = Assignment(search.storage.location, confirming.name, search.data_dir, search.out / "confirm")
     with wall_time(search.study, show) as timed:
-        work_off(ledger, study, whole, "confirm", None, publisher.publish, timed)
+        work_off(ledger, study, crew, assignment, "confirm", None, publisher.publish, timed)
     publisher.publish()
     result = confirm.confirmation(search.storage, search.study)
     assert result is not None

@@ -45,20 +45,19 @@ def confirm_command(
     """Train a search's best configurations again over fresh seeds, and choose the winner."""
     from model.device import resolve_devices
     from search.finale import alone, confirm_best, limit
-    from search.stage import TeamOptions
+    from search.launch import local_crew
     from search.view import view
 
     limits = limits_given(max_params, max_latency)
-    devices = tuple(map(str, resolve_devices(device)))
-    team = TeamOptions(
-        devices,
+    crew = local_crew(
+        [str(one) for one in resolve_devices(device)],
         count_or_auto("--workers", workers, least=0),
         count_or_auto("--workers-per-gpu", workers_per_gpu, least=1),
     )
     with _search(name, storage, data_dir, out) as search, view(terminal()) as show, alone(search, show) as mine:
         if mine:
             limit(search, limits)
-            confirm_best(search, team, show)
+            confirm_best(search, crew, show)
     _tell_outcome(search)
 
 

@@ -14,25 +14,17 @@ from typing import Protocol
 from sqlalchemy.engine import URL
 
 from search import workers
-from search.errors import RunError, UserError
 from search.gpus import GpuMonitor, Host, gpu_key
-from search.ledger import ERRORS_IN_A_ROW, Ledger, errors_in_a_row, is_open
+from search.launcher import COMPLAINT, LEAVE_SECONDS, Assignment, Crew, Roster, last_line
+from search.ledger import Ledger, is_open
 from search.memory_kills import memory_kills
 from search.outage import StorageLostError
-from search.process import is_dead, place, this_process
+from search.process import is_dead, is_key, place, this_process
 from search.storage import with_password
 from search.workers import WorkerRow
 
-LEAVE_SECONDS = 15.0
-"""How long a worker that was asked to go may take to hand its trial back."""
-
 DASHBOARD_SECONDS = 30.0
 """How long the start waits for the dashboard's address."""
-
-CRASHES_IN_A_ROW = 5
-"""So many ends of one worker without a word, and no configuration finished by anybody meanwhile: it stays away."""
-
-WRONG_INPUT, INTERRUPTED = 2, 130
 
 
 class Child(Protocol):
@@ -88,6 +80,26 @@ def plan_devices(wanted: int | None, gpus: Sequence[str], per_gpu: int, cores: i
     return tuple(gpus[index % len(gpus)] for index in range(count))
 
 
+def local_crew(devices: Sequence[str], workers: int | None, per_gpu: int | None) -> Crew:
+    """Workers as processes of this machine.
+
+    Args:
+        devices: that may be used, such as ``cuda:0``.
+        workers: their number; None: as the devices suggest.
+        per_gpu: workers that share a GPU; None: as is measured.
+    """
+    gpus = [device for device in devices if device.startswith("cuda")]
+    chosen = plan_devices(workers, gpus, per_gpu or 1, available_cores())
+    shares_gpus = bool(gpus) and workers is None and per_gpu is None
+
+    def launch(ledger: Ledger, study: Assignment, tell: Callable[[str], None]) -> LocalWorkers:
+        words = ("--name", study.name, "--data-dir", str(study.data_dir.resolve()), "--out", str(study.out.resolve()))
+        team = Team(chosen, threads_each(len(chosen)), words, study.storage, study.out / "workers", shares_gpus)
+        return LocalWorkers(ledger, team, tell)
+
+    return launch
+
+
 def available_cores() -> int:
     """Cores that this process may use: of its affinity, held to its container's share."""
     cores = len(os.sched_getaffinity(0))
@@ -135,6 +147,7 @@ def spawn(team: Team, number: int) -> Child:
         "SEARCH_STORAGE": with_password(team.storage).render_as_string(hide_password=False),
         "SEARCH_WORKER_NUMBER": str(number),
         "SEARCH_WORKER_LAUNCHER": this_process().key,
+        "SEARCH_WORKER_LOG": f"{this_process().host}:{team.log(number).resolve()}",
     }
     with team.log(number).open("ab") as log:
         return subprocess.Popen(
@@ -173,41 +186,23 @@ def _start_dashboard(storage: URL, out: Path, port: int) -> tuple["subprocess.Po
 
 
 @dataclass
-class _Crashes:
-    count: int = 0
-    done: int = 0
-    again: float = 0.0
-
-
-@dataclass
 class LocalWorkers:
-    """Keeps a machine's team of workers complete until the budget is done."""
+    """The launcher of processes on this machine."""
 
     ledger: Ledger
     team: Team
     tell: Callable[[str], None]
     _children: dict[int, Child] = field(default_factory=dict)
-    _crashes: dict[int, _Crashes] = field(default_factory=dict)
-    _gone: dict[int, UserError | RunError] = field(default_factory=dict)
-    """Workers that stay away, and why."""
     _rows: Sequence[WorkerRow] = ()
     _memory_kills: int = field(default_factory=memory_kills)
     _monitor: GpuMonitor | None = None
 
     def __post_init__(self) -> None:
+        self._roster = Roster(self.ledger, self.tell)
         if self.team.shares_gpus:
             self._monitor = GpuMonitor(self.ledger, self.tell)
 
     def tend(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
-        """Start who is missing and see to who has ended.
-
-        Args:
-            rows: all workers of the study, as they are now.
-            done, remaining: configurations.
-
-        Raises:
-            UserError, RunError: no worker is left anywhere, and none of this team will come back.
-        """
         self._rows = rows
         for number, child in list(self._children.items()):
             status = child.poll()
@@ -228,26 +223,8 @@ class LocalWorkers:
             for_memory = status == -signal.SIGKILL and kills > before
             why = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
             workers.bury(self.ledger, row.id, "killed by the kernel, out of memory" if for_memory else why, for_memory)
-        if status == 0:
-            return
-        complaint = _last_line(self.team.log(number))
-        if status in (WRONG_INPUT, INTERRUPTED):
-            self._gone[number] = UserError(complaint) if status == WRONG_INPUT else RunError(complaint)
-            self.tell(f"worker {number} (pid {pid}) has left: {complaint}")
-            return
-        if errors_in_a_row(self.ledger) >= ERRORS_IN_A_ROW:
-            raise RunError(complaint)
-        crashes = self._crashes.setdefault(number, _Crashes())
-        if done > crashes.done:
-            crashes.count, crashes.done = 0, done
-        crashes.count += 1
-        crashes.again = time.monotonic() + min(30.0, 0.5 * 2 ** (crashes.count - 1) - 0.5)
-        how = f"by signal {-status}" if status < 0 else f"with status {status} ({complaint})"
-        self.tell(f"worker {number} (pid {pid}) was ended {how}; its trial waits for another, and a new worker starts")
-        if crashes.count >= CRASHES_IN_A_ROW:
-            self._gone[number] = RunError(
-                f"worker {number} ended {how} {crashes.count} times in a row; what it printed: {self.team.log(number)}"
-            )
+        log = self.team.log(number)
+        self._roster.ended(number, f"worker {number} (pid {pid})", status, _complaint(log), str(log), done)
 
     def _share_gpus(self, monitor: GpuMonitor, rows: Sequence[WorkerRow], remaining: int) -> None:
         """Make the team larger where what was measured at a GPU says so."""
@@ -268,16 +245,11 @@ class LocalWorkers:
     def _fill(self, rows: Sequence[WorkerRow]) -> None:
         here = {row.number for row in rows if is_of_this_machine(row)}
         for number in range(len(self.team.devices)):
-            crashes = self._crashes.get(number)
-            waits = crashes is not None and time.monotonic() < crashes.again
-            if number not in self._children and number not in here and number not in self._gone and not waits:
+            if number not in self._children and number not in here and self._roster.may_start(number):
                 self._children[number] = spawn(self.team, number)
-        live = any(row.lives for row in rows)
-        if self.team.devices and len(self._gone) == len(self.team.devices) and not live:
-            raise next(iter(self._gone.values()))
+        self._roster.refuse_none(len(self.team.devices), rows)
 
     def stop(self) -> None:
-        """Ask this team's workers to hand their trials back and go, and wait until they have."""
         if self._monitor is not None:
             self._monitor.close()
         own = {os.getpid(), *(child.pid for child in self._children.values())}
@@ -306,8 +278,9 @@ class LocalWorkers:
 
 
 def is_of_this_machine(row: WorkerRow) -> bool:
-    """Whether a `run` on this machine started the worker, and it lives."""
-    return row.lives and row.number is not None and row.place == place() and not is_dead(row.place, row.process)
+    """Whether a `run` started the worker as a process of this machine, and it lives."""
+    started_here = row.launcher is not None and is_key(row.launcher) and row.place == place()
+    return row.lives and row.number is not None and started_here and not is_dead(row.place, row.process)
 
 
 def adopt_orphans(ledger: Ledger) -> int:
@@ -329,14 +302,8 @@ def _signal(row: WorkerRow, number: signal.Signals) -> None:
             return
 
 
-COMPLAINT = "search: "
-
-
-def _last_line(log: Path) -> str:
-    """The complaint that a worker ended with, else its last line."""
+def _complaint(log: Path) -> str:
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return last_line(log.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return "its log cannot be read"
-    last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-    return last.removeprefix(COMPLAINT)

@@ -12,7 +12,7 @@ exact, whatever dies whenever:
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.outage import Outage
-from search.storage import PersistentStorage
+from search.persistent import PersistentStorage
 from search.study_file import WorkersConfig
 from search.tables import SLOTS, WORKERS, now
 
@@ -133,9 +133,16 @@ class Attempt:
     database: PersistentStorage
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def gathering(self) -> AbstractContextManager[None]:
-        """Parameters and attributes given meanwhile are written in one transaction."""
-        return self.database.gathering(self.trial_id)
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Parameters and attributes given meanwhile are written in one transaction, and trials are read once."""
+        with self.database.gathering(self.trial_id), self.database.one_reading():
+            yield
+
+    def should_prune(self) -> bool:
+        """Whether the pruner stops this trial, by one reading of the others."""
+        with self.database.one_reading():
+            return self.trial.should_prune()
 
     def report(self, epoch: int, accuracy: float) -> None:
         """Store an epoch's accuracy, also where there are two objectives, for which Optuna refuses to.

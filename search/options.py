@@ -35,11 +35,18 @@ class Form(enum.StrEnum):
     JSON = "json"
 
 
+class Launchers(enum.StrEnum):
+    """What starts a run's workers."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 Workers = Annotated[
     str,
     typer.Option(
         help="Processes that train on this machine: auto (as --workers-per-gpu says, or one for every four cores) "
-        "or a number. 0: only watch; others work."
+        "or a number. 0: only watch; others work. With Ray: auto is as many as the cluster has room for."
     ),
 ]
 WorkersPerGpu = Annotated[

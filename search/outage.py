@@ -5,11 +5,13 @@ again. A call whose commit was acknowledged to nobody may be done twice; what th
 it is made.
 """
 
+import contextlib
 import random
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
@@ -36,6 +38,8 @@ class Outage:
         """Seconds between tries at most: well under the grace that a silent worker has."""
         self.tell: Callable[[str], None] = lambda _: None
         """Gets one line when an outage begins and one when it ends."""
+        self.turn: AbstractContextManager[Any] = contextlib.nullcontext()
+        """Held for as long as a call has the database; a lock lets threads share one connection."""
         self.disturbances = 0
         """Calls that failed and were tried again: each may have been done twice."""
         self._shown = shown
@@ -66,7 +70,8 @@ class Outage:
         began, pause = self._lost_since, FIRST_PAUSE
         while True:
             try:
-                result = call()
+                with self.turn:
+                    result = call()
             except Exception as error:
                 cause = _connection_trouble(error)
                 if cause is None:

@@ -1,11 +1,27 @@
 """Which process is which, also after a pid was given out again, and whether it still lives."""
 
+import ctypes
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+PARENT = "SEARCH_PARENT"
+"""Environment variable: pid of a process with which the one that it starts shall end."""
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the process ends that `PARENT` names; where it has ended, now. Linux only."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+    set_parent_death_signal = 1  # prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,11 @@ class Process:
     def key(self) -> str:
         """A text that names this process within its place."""
         return f"{self.pid}@{self.started}"
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is a `Process.key`."""
+    return "@" in text
 
 
 def this_process() -> Process:

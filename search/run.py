@@ -5,7 +5,8 @@ the same command finds them again.
 """
 
 import contextlib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,39 @@ from model.device import resolve_devices
 from search import choice
 from search import ledger as ledgers
 from search import study as studies
-from search.environment import environment
+from search.environment import environment, required
 from search.errors import UserError
 from search.events import Note, Show
 from search.finale import Search, alone, confirm_best, publisher_of, retrain_winner, write_outcome
-from search.launch import adopt_orphans, dashboard
+from search.launch import adopt_orphans, dashboard, local_crew
+from search.launcher import Assignment, Crew
 from search.ledger import Ledger, open_ledger
 from search.objective import Cost, Objective, second_objective
 from search.outage import StorageLostError
-from search.stage import TeamOptions, assemble, wall_time, work_off
-from search.storage import PersistentStorage, exclusive, network_file_system, opened, shown
+from search.persistent import PersistentStorage
+from search.stage import wall_time, work_off
+from search.storage import exclusive, network_file_system, opened, shown
 from search.study import DIVISION_SEED, FINALE, DatasetRecord, StudyRecord
 from search.study_file import StudyConfig, find_study
 from search.summary import FALLBACK_WARNING
 from search.warm_start import joined, offers, warm_started
 from search.worker import NETWORK_WARNING
 from search.workers import listed
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where workers are tasks of a Ray cluster.
+
+    Attributes:
+        address: as `ray.init` takes it.
+        cpus: of each worker; None: as its nodes suggest.
+        install: whether every node first installs what this project needs, in this machine's versions.
+    """
+
+    address: str = "auto"
+    cpus: float | None = None
+    install: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class RunOptions:
     warm_start: str | None = None
     workers: int | None = None
     workers_per_gpu: int | None = None
+    ray: RayOptions | None = None
     dashboard: bool = False
     max_epochs: int | None = None
     train_images: int | None = None
@@ -84,10 +103,62 @@ def run(options: RunOptions, show: Show) -> RunEnd:
         RunError: the run failed.
         KeyboardInterrupt: interrupted; the trials of this machine's workers are back in the queue.
     """
-    devices = resolve_devices(options.device)
     torch.set_float32_matmul_precision("high")
     source.check_name(options.dataset)
-    name = studies.check_name(_default_name(options, devices[0]) if options.name is None else options.name)
+    with _engine(options) as engine:
+        return _run(options, engine, show)
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What a run trains with.
+
+    Attributes:
+        kind: ``cuda`` or ``cpu``.
+        crew: launches workers.
+        retrain: the winner of a search whose confirmation is done.
+        keeps_hold: whether ``retrain`` is done by this process, which holds the finale.
+    """
+
+    kind: str
+    crew: Crew
+    retrain: Callable[[Search, Show], object]
+    keeps_hold: bool
+
+
+@contextlib.contextmanager
+def _engine(options: RunOptions) -> Iterator[_Engine]:
+    """This machine, or a Ray cluster."""
+    most = options.max_retrain_epochs
+    if options.ray is None:
+        devices = resolve_devices(options.device)
+        crew = local_crew([str(device) for device in devices], options.workers, options.workers_per_gpu)
+        yield _Engine(
+            devices[0].type, crew, lambda search, show: retrain_winner(search, devices[0], most, show), keeps_hold=True
+        )
+        return
+    try:
+        from search.ray_workers import cluster, retrain_on
+    except ModuleNotFoundError as error:
+        raise UserError('--launcher ray needs Ray: pip install "block-search[ray]"') from error
+    given = options.data_dir or os.environ.get("SEARCH_DATA_DIR")
+    shared = None if given is None else Path(given)
+    install = required() if options.ray.install else ()
+    with cluster(
+        options.ray.address,
+        options.device,
+        options.workers,
+        options.workers_per_gpu,
+        options.ray.cpus,
+        shared,
+        options.storage,
+        install,
+    ) as nodes:
+        yield _Engine(nodes.kind, nodes.crew(), lambda search, show: retrain_on(nodes, search, most, show), False)
+
+
+def _run(options: RunOptions, engine: _Engine, show: Show) -> RunEnd:
+    name = studies.check_name(_default_name(options, engine.kind) if options.name is None else options.name)
     out = options.out or Path("studies") / name
     _check_writable(out)
     data_dir = data_folder(options.data_dir)
@@ -95,7 +166,7 @@ def run(options: RunOptions, show: Show) -> RunEnd:
         if kind := network_file_system(options.storage):
             show(Note(f"warning: {NETWORK_WARNING.format(kind=kind)}"))
         with exclusive(options.storage, f"{name}.creation"):
-            record = _created(storage, name, options, devices[0], data_dir, show)
+            record = _created(storage, name, options, engine.kind, data_dir, show)
         ledger, study = open_ledger(storage, name, record.config.workers)
         storage.outage.tell = lambda text: show(Note(text))
         if study.user_attrs.get(FINALE) != options.finale:
@@ -109,20 +180,24 @@ def run(options: RunOptions, show: Show) -> RunEnd:
             show(Note(f"warning: {FALLBACK_WARNING}"))
         search = Search(storage, ledger, study, record, data_dir, out)
         publisher = publisher_of(search, show)
-        crew = TeamOptions(tuple(map(str, devices)), options.workers, options.workers_per_gpu)
+        assignment = Assignment(options.storage, name, data_dir, out)
         shows = dashboard(options.storage, out, lambda text: show(Note(text)))
         with shows if options.dashboard else contextlib.nullcontext():
             try:
                 with wall_time(study, show) as timed_show:
-                    team = assemble(crew, options.storage, name, data_dir, out)
-                    finished = work_off(ledger, study, team, "search", options.timeout, publisher.publish, timed_show)
+                    finished = work_off(
+                        ledger, study, engine.crew, assignment, "search", options.timeout, publisher.publish, timed_show
+                    )
                 if not finished and not studies.ranked_trials(study):
                     show(Note("the time was up before any trial ran to its end, so there is no finale"))
                 elif options.finale:
                     with alone(search, show) as mine:
                         if mine:
-                            confirm_best(search, crew, show)
-                            retrain_winner(search, devices[0], options.max_retrain_epochs, show)
+                            confirm_best(search, engine.crew, show)
+                            if engine.keeps_hold:
+                                engine.retrain(search, show)
+                    if mine and not engine.keeps_hold:
+                        engine.retrain(search, show)
             except BaseException:
                 with contextlib.suppress(StorageLostError):
                     write_outcome(search, publisher, show)
@@ -143,12 +218,12 @@ def _objective_text(config: StudyConfig) -> str:
 
 
 def _created(
-    storage: PersistentStorage, name: str, options: RunOptions, device: torch.device, data_dir: Path, show: Show
+    storage: PersistentStorage, name: str, options: RunOptions, kind: str, data_dir: Path, show: Show
 ) -> StudyRecord:
     """The study, created or brought up to date, with its budget, and bound to these very images."""
     found = studies.find(storage, name)
     stored = studies.record_of(found) if found else None
-    record = _resumed(stored, options, show) if stored else _new(name, options, device, show)
+    record = _resumed(stored, options, show) if stored else _new(name, options, kind, show)
     choice.refuse_unmeasured(options.limits, record.config.objective)
     source.prepare(record.dataset.name, data_dir)
     split = load_split(record.dataset.name, data_dir, DIVISION_SEED, torch.device("cpu"))
@@ -198,12 +273,12 @@ def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRec
     return ledger
 
 
-def _default_name(options: RunOptions, device: torch.device) -> str:
-    return find_study(options.study or _shipped_for(device))[0]
+def _default_name(options: RunOptions, kind: str) -> str:
+    return find_study(options.study or _shipped_for(kind))[0]
 
 
-def _shipped_for(device: torch.device) -> str:
-    return "cifar10" if device.type == "cuda" else "cpu"
+def _shipped_for(kind: str) -> str:
+    return "cifar10" if kind == "cuda" else "cpu"
 
 
 def _check_writable(out: Path) -> None:
@@ -216,11 +291,11 @@ def _check_writable(out: Path) -> None:
         raise UserError(f"output folder {out} cannot be written: {error.strerror}; choose one with --out") from error
 
 
-def _new(name: str, options: RunOptions, device: torch.device, show: Show) -> StudyRecord:
+def _new(name: str, options: RunOptions, kind: str, show: Show) -> StudyRecord:
     """The record of a study that does not exist yet, its images not yet loaded."""
-    chosen, config = find_study(options.study or _shipped_for(device))
+    chosen, config = find_study(options.study or _shipped_for(kind))
     if options.study is None:
-        show(Note(f"study definition {chosen!r}, which fits {device.type}; another one with --study"))
+        show(Note(f"study definition {chosen!r}, which fits {kind}; another one with --study"))
     data_dir = data_folder(options.data_dir)
     dataset = source.resolve(options.dataset, data_dir)
     fallback = options.dataset == "auto" and dataset == "digits"

@@ -1,21 +1,19 @@
-"""One stage of a run: a study whose budget this machine's workers, and whoever else comes, work off."""
+"""One stage of a run: a study whose budget a crew of workers, and whoever else comes, work off."""
 
 import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from sqlalchemy.engine import URL
 
 from search import ledger as ledgers
 from search.confirm import confirmation
 from search.events import Note, Show, Stage, TrialFinished
-from search.launch import LocalWorkers, Team, available_cores, plan_devices, threads_each
+from search.launcher import Assignment, Crew
 from search.ledger import Budget, Ledger
 from search.outage import StorageLostError
 from search.publish import publish
@@ -30,34 +28,11 @@ PUBLISH_SECONDS = 10.0
 """How often the study's notes, pictures and graphs are brought up to date."""
 
 
-@dataclass(frozen=True)
-class TeamOptions:
-    """The workers that this machine shall have.
-
-    Attributes:
-        devices: that may be used, such as ``cuda:0``.
-        workers: their number; None: as the devices suggest.
-        per_gpu: workers that share a GPU; None: as is measured.
-    """
-
-    devices: tuple[str, ...]
-    workers: int | None = None
-    per_gpu: int | None = None
-
-
-def assemble(options: TeamOptions, storage: URL, name: str, data_dir: Path, out: Path) -> Team:
-    """The team that works at a study."""
-    gpus = [device for device in options.devices if device.startswith("cuda")]
-    chosen = plan_devices(options.workers, gpus, options.per_gpu or 1, available_cores())
-    shares_gpus = bool(gpus) and options.workers is None and options.per_gpu is None
-    words = ("--name", name, "--data-dir", str(data_dir.resolve()), "--out", str(out.resolve()))
-    return Team(chosen, threads_each(len(chosen)), words, storage, out / "workers", shares_gpus)
-
-
 def work_off(
     ledger: Ledger,
     study: optuna.Study,
-    team: Team,
+    crew: Crew,
+    assignment: Assignment,
     stage: Stage,
     timeout: float | None,
     publish_now: Callable[[], None],
@@ -65,7 +40,7 @@ def work_off(
 ) -> bool:
     """Keep the workers at work until the budget is done (then True) or the time is up."""
     deadline = time.monotonic() + timeout if timeout is not None else None
-    local = LocalWorkers(ledger, team, lambda text: show(Note(text)))
+    launcher = crew(ledger, assignment, lambda text: show(Note(text)))
     watcher = Watcher(ledger, study, stage)
     published = -math.inf
     try:
@@ -78,7 +53,7 @@ def work_off(
                     return True
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                local.tend(rows, count.done, count.remaining)
+                launcher.tend(rows, count.done, count.remaining)
                 if time.monotonic() - published > PUBLISH_SECONDS:
                     publish_now()
                     published = time.monotonic()
@@ -87,7 +62,7 @@ def work_off(
         ledger.outage.leave()  # whoever wants to go does not wait for a database that is away
         raise
     finally:
-        local.stop()
+        launcher.stop()
         with contextlib.suppress(StorageLostError):
             for event in watcher.look()[2]:
                 show(event)

@@ -2,27 +2,21 @@
 
 import contextlib
 import fcntl
-import functools
-import json
 import os
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial
-from sqlalchemy.dialects import postgresql, sqlite
+from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 
 from search.errors import UserError, first_line
-from search.outage import Outage
+from search.persistent import PersistentStorage
 from search.tables import TABLES
 
 DEFAULT_URL = "sqlite:///studies/search.db"
@@ -43,6 +37,21 @@ POSTGRESQL_CONNECTION: dict[str, Any] = {
 }
 
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "afs")
+
+
+AWAY = (
+    "Connection refused",
+    "timeout expired",
+    "too many clients",
+    "remaining connection slots",
+    "the database system is",  # starting up, shutting down, in recovery
+    "server closed the connection",
+)
+"""What PostgreSQL and its driver say where a later try can succeed."""
+
+
+class StorageAwayError(UserError):
+    """The database cannot be opened now, but perhaps a little later."""
 
 
 def storage_url(given: str | None) -> URL:
@@ -100,172 +109,43 @@ def shown(url: URL) -> str:
     return url.set(query=query).render_as_string(hide_password=True)
 
 
-@dataclass
-class _Gathered:
-    """What shall be written of one trial in one transaction: values as they are stored, by name."""
-
-    trial_id: int
-    params: dict[str, tuple[float, str]] = field(default_factory=dict)
-    user: dict[str, str] = field(default_factory=dict)
-    system: dict[str, str] = field(default_factory=dict)
-
-
-class PersistentStorage(RDBStorage):
-    """Optuna's storage, each of whose calls lives through an outage (`search.outage`).
-
-    Done twice, its calls give what they give done once, but for two: a trial may be created twice, and the end of
-    a trial may be refused as told already. `search.ledger` knows of both.
-    """
-
-    def __init__(self, url: URL, engine_kwargs: dict[str, Any]) -> None:
-        self.location = url
-        """Its URL with the password, which only `shown` makes fit to be seen."""
-        self.outage = Outage(shown(url))
-        self._creation, self._gathering = threading.local(), threading.local()
-        super().__init__(url.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
-
-    @contextlib.contextmanager
-    def gathering(self, trial_id: int) -> Iterator[None]:
-        """Write the parameters and attributes that this thread gives a trial meanwhile in one transaction, at the end.
-
-        By themselves they are a transaction each: with six parameters and four attributes, ten in place of one. In
-        Optuna's tables they are the same. They are written also where the context ends with an error.
-
-        Raises:
-            UpdateFinishedTrialError: the trial has ended; nothing is written.
-        """
-        gathered = self._gathering.now = _Gathered(trial_id)
-        try:
-            yield
-        finally:
-            self._gathering.now = None
-            if gathered.params or gathered.user or gathered.system:
-                self.outage.persist(lambda: self._write(gathered))
-
-    def _write(self, gathered: _Gathered) -> None:
-        insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
-        trials = models.TrialModel.__table__
-        # Locked as long as this lasts, so that it cannot end in between.
-        state = sa.select(trials.c.state).where(trials.c.trial_id == gathered.trial_id).with_for_update(read=True)
-        with self.engine.begin() as connection:
-            # Not Optuna's own check, which reads the trial in another transaction: that one would wait for this one.
-            if connection.execute(state).scalar_one().is_finished():
-                raise UpdateFinishedTrialError(f"trial {gathered.trial_id} has ended and cannot be changed any more")
-            for model, key, rows in (
-                (models.TrialParamModel, "param_name", _param_rows(gathered)),
-                (models.TrialUserAttributeModel, "key", _attribute_rows(gathered.user)),
-                (models.TrialSystemAttributeModel, "key", _attribute_rows(gathered.system)),
-            ):
-                if rows:
-                    new = insert(model).values([{"trial_id": gathered.trial_id, **row} for row in rows])
-                    changed = {name: new.excluded[name] for name in rows[0] if name != key}
-                    connection.execute(new.on_conflict_do_update(index_elements=["trial_id", key], set_=changed))
-
-    def _gathered(self, trial_id: int) -> _Gathered | None:
-        gathered: _Gathered | None = getattr(self._gathering, "now", None)
-        return gathered if gathered is not None and gathered.trial_id == trial_id else None
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        if (gathered := self._gathered(trial_id)) is None:
-            plain = super().set_trial_user_attr
-            self.outage.persist(lambda: plain(trial_id, key, value))
-        else:
-            gathered.user[key] = json.dumps(value)
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        if (gathered := self._gathered(trial_id)) is None:
-            plain = super().set_trial_system_attr
-            self.outage.persist(lambda: plain(trial_id, key, value))
-        else:
-            gathered.system[key] = json.dumps(value)
-
-    def _set_trial_param(
-        self,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-        previous_distribution: BaseDistribution | None,
-    ) -> None:
-        gathered = self._gathered(trial_id)
-        # A process's first value of a parameter is for Optuna to compare with what others have stored.
-        if gathered is None or previous_distribution is None:
-            plain, known = super()._set_trial_param, previous_distribution
-            self.outage.persist(lambda: plain(trial_id, param_name, param_value_internal, distribution, known))
-        else:
-            check_distribution_compatibility(previous_distribution, distribution)
-            gathered.params[param_name] = (param_value_internal, distribution_to_json(distribution))
-
-    @contextlib.contextmanager
-    def checking(self, check: Callable[[sa.Connection], None]) -> Iterator[None]:
-        """Run a check in the transaction of every trial that this thread creates meanwhile; it may raise."""
-        self._creation.check = check
-        try:
-            yield
-        finally:
-            del self._creation.check
-
-    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
-        if check := getattr(self._creation, "check", None):
-            check(session.connection())
-        return super()._get_prepared_new_trial(study_id, template_trial, session)
-
-
-def _param_rows(gathered: _Gathered) -> list[dict[str, Any]]:
-    return [
-        {"param_name": name, "param_value": value, "distribution_json": distribution}
-        for name, (value, distribution) in gathered.params.items()
-    ]
-
-
-def _attribute_rows(attributes: dict[str, str]) -> list[dict[str, Any]]:
-    return [{"key": key, "value_json": value} for key, value in attributes.items()]
-
-
-def _persistent(name: str) -> Callable[..., Any]:
-    plain = getattr(RDBStorage, name)
-
-    @functools.wraps(plain)
-    def call(self: PersistentStorage, *args: Any, **kwargs: Any) -> Any:
-        return self.outage.persist(lambda: plain(self, *args, **kwargs))
-
-    return call
-
-
-# What Optuna calls: the interface, and what its cache in front of a database calls past the interface.
-STORAGE_CALLS = (
-    *BaseStorage.__abstractmethods__,
-    *("_create_new_trial", "_set_trial_param", "_get_trials", "_get_best_trial_id"),
-    "get_trial_id_from_study_id_trial_number",
-)
-for _name in STORAGE_CALLS:
-    if _name not in vars(PersistentStorage):  # which see to outages themselves
-        setattr(PersistentStorage, _name, _persistent(_name))
-
-
-def open_storage(url: URL) -> PersistentStorage:
+def open_storage(url: URL, connections: int = 5) -> PersistentStorage:
     """Open, and where needed create, the database that the URL names.
+
+    Args:
+        url: of the database.
+        connections: to a PostgreSQL at most. A worker has one, which training and heartbeats take in turn, each for
+            some milliseconds; a server that shows many people a study has more.
 
     Raises:
         UserError: it cannot be reached, written, or was made by something else.
     """
     url = with_password(url)
-    engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    # No `pool_pre_ping`: it is a wait for the server before every transaction, and a connection that has died is found
+    # by the transaction itself, which `search.outage` then tries again.
+    engine_kwargs: dict[str, Any] = {}
     if url.drivername == "sqlite":
         engine_kwargs["connect_args"] = {"timeout": BUSY_SECONDS}
         _make_parent(url)
     else:
-        engine_kwargs |= {"pool_size": 2, "max_overflow": 3, "connect_args": POSTGRESQL_CONNECTION}
+        kept = min(2, connections)
+        # Optuna opens a second one for a moment while it looks at its tables' version.
+        beyond = max(1, connections - kept)
+        engine_kwargs |= {"pool_size": kept, "max_overflow": beyond, "connect_args": POSTGRESQL_CONNECTION}
     try:
         # Two processes that create the same tables at once would trip over each other.
         with contextlib.nullcontext() if _is_complete(url, engine_kwargs) else exclusive(url, "creation"):
-            storage = PersistentStorage(url, engine_kwargs)
+            storage = PersistentStorage(url, shown(url), engine_kwargs)
             if url.drivername == "sqlite":
                 _begin_immediate(storage.engine)
             TABLES.create_all(storage.engine)
-    except (sa.exc.SQLAlchemyError, OSError) as error:
-        cause = getattr(error, "orig", None) or error
-        raise UserError(f"storage {shown(url)} cannot be used: {_without_secret(first_line(cause), url)}") from error
+            if connections == 1:
+                storage.outage.turn = threading.Lock()
+    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
+        inner = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        cause = getattr(inner, "orig", None) or inner or error
+        kind = StorageAwayError if any(words in str(cause) for words in AWAY) else UserError
+        raise kind(f"storage {shown(url)} cannot be used: {_without_secret(first_line(cause), url)}") from error
     except RuntimeError as error:
         raise UserError(
             f"storage {shown(url)} was made by another version of Optuna: {first_line(error)}; "
@@ -275,9 +155,32 @@ def open_storage(url: URL) -> PersistentStorage:
 
 
 @contextlib.contextmanager
-def opened(url: URL) -> Iterator[PersistentStorage]:
-    """`open_storage` for as long as the context lasts; its connections are closed behind it."""
-    storage = open_storage(url)
+def opened(
+    url: URL, connections: int = 5, patience: float = 0.0, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[PersistentStorage]:
+    """`open_storage` for as long as the context lasts; its connections are closed behind it.
+
+    Args:
+        url, connections: see there.
+        patience: seconds for which a server that cannot be reached just now, or has no connection left, is tried again.
+        tell: gets a line when that begins.
+
+    Raises:
+        UserError: see there.
+    """
+    until = time.monotonic() + patience
+    told = False
+    while True:
+        try:
+            storage = open_storage(url, connections)
+            break
+        except StorageAwayError as error:
+            if time.monotonic() >= until:
+                raise
+            if not told:
+                tell(f"{error}; trying again for {patience:.0f} s")
+                told = True
+            time.sleep(random.uniform(0.5, 2.0))  # many workers that start at once do not come back at once
     try:
         yield storage
     finally:

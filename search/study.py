@@ -1,11 +1,13 @@
 """Creating a study, finding it again, and refusing what does not belong to it."""
 
+import json
 import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import optuna
@@ -19,6 +21,7 @@ from search.choice import aim_of, candidates, ranked
 from search.errors import UserError, first_line
 from search.ledger import SLOT
 from search.objective import METRICS, Objective, second_objective
+from search.persistent import PersistentStorage
 from search.space import PER_BLOCK, differences, parameter_distributions, relevant, space_hash
 from search.storage import study_names
 from search.study_file import StudyConfig, comparable_part
@@ -159,9 +162,28 @@ def definition_of(study: optuna.Study) -> StudyConfig:
         UserError: this version of the project does not know something in it.
     """
     try:
-        return StudyConfig.model_validate(study.user_attrs["definition"])
+        return _parsed(json.dumps(study.user_attrs["definition"]))
     except ValidationError as error:
         raise UserError(_other_version(study, first_line(error))) from error
+
+
+def definition_now(storage: PersistentStorage, study: optuna.Study) -> StudyConfig:
+    """The same by one small statement: workers ask before every trial.
+
+    Raises:
+        UserError: this version of the project does not know something in it.
+    """
+    text = storage.study_attribute(study._study_id, "definition")
+    assert text is not None
+    try:
+        return _parsed(text)
+    except ValidationError:
+        return definition_of(study)
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> StudyConfig:
+    return StudyConfig.model_validate_json(text)
 
 
 def refuse_other_reading(study: optuna.Study) -> None:

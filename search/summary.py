@@ -17,7 +17,7 @@ from search.overhead import trials_overhead, workers_start_up
 from search.study import StudyRecord, best_trial
 from search.warm_start import helped
 from search.watch import worker_name
-from search.workers import listed
+from search.workers import DONE, listed, logs
 
 RETRAIN_KEYS = (
     "trial", "epochs", "converged", "stopped_by", "train_accuracy", "test_accuracy", "calibration_error", "parameters",
@@ -128,4 +128,20 @@ def workers_at(ledger: Ledger) -> list[dict[str, Any]]:
         }
         for row in listed(ledger)
         if row.state != "left"
+    ]
+
+
+def worker_logs(ledger: Ledger) -> list[dict[str, Any]]:
+    """What the workers printed last, but for those that left because all was done."""
+    kept = logs(ledger)
+    return [
+        {
+            "worker": worker_name(row),
+            "state": row.state,
+            "farewell": row.farewell,
+            "place": kept[row.id].place,
+            "lines": list(kept[row.id].lines),
+        }
+        for row in listed(ledger)
+        if row.farewell != DONE and row.id in kept
     ]

@@ -55,7 +55,7 @@ WORKERS = sa.Table(
     sa.Column("number", sa.Integer),
     sa.Column("launcher", sa.String(64)),
     sa.Column("device", sa.String(255), nullable=False),
-    sa.Column("device_key", sa.String(255), nullable=False),
+    sa.Column("device_key", sa.String(255), nullable=False, index=True),
     sa.Column("alone", sa.Integer, nullable=False, default=0),
     sa.Column("began", sa.Double, nullable=False),
     sa.Column("start_up", sa.Double),
@@ -74,6 +74,20 @@ alone: 1 while it waits for the device's other workers to pause, 2 while it has 
 start_up: seconds from its process's creation until it began its first trial.
 progress: of its trial: number, epoch, epochs, accuracy, images_per_second.
 left, farewell: when and why it went; a worker that died without a word never says so.
+"""
+
+LOGS = sa.Table(
+    "search_logs",
+    TABLES,
+    sa.Column("worker", sa.String(32), primary_key=True),
+    sa.Column("study_id", sa.Integer, nullable=False, index=True),
+    sa.Column("place", sa.Text),
+    sa.Column("lines", sa.Text, nullable=False, default=""),
+)
+"""One row a worker process, beside its row in ``search_workers``, which every heartbeat writes anew.
+
+place: where all that it prints is, as its launcher says; null where nobody did.
+lines: the last ones, also of a worker whose machine is no more.
 """
 
 

@@ -114,7 +114,7 @@ def _train(
         heart.progress = Progress(
             trial.number, result.epoch, epochs, result.validation_accuracy, round(result.images_per_second, 1)
         )
-        if result.epoch == epochs or not prunes or WOULD_STOP in attempt.notes or not trial.should_prune():
+        if result.epoch == epochs or not prunes or WOULD_STOP in attempt.notes or not attempt.should_prune():
             return False
         if audited:
             attempt.notes[WOULD_STOP] = result.epoch

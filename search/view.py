@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from search.choice import RULES, Limits
 from search.events import (
@@ -413,6 +414,17 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
             there.add_row(name, worker["state"], device, trial, start_up, silent)
         parts += ["", there]
     return Group(*parts)
+
+
+def logs_view(logs: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What workers printed last, each under its name and the place where all of it is."""
+    parts: list[RenderableType] = []
+    for log in logs:
+        end = f" ({log['farewell']})" if log["farewell"] else ""
+        where = f"; all of it: {log['place']}" if log["place"] else ""
+        parts += ["", Text(f"{log['worker']}, {log['state']}{end}{where}", style="bold")]
+        parts += [Text(f"  {line}") for line in log["lines"]]
+    return Group(*parts) if parts else Group("", "no worker has anything to tell")
 
 
 def _times(count: int) -> str:

@@ -4,9 +4,11 @@ torch and the images are loaded only once there is something to train; until the
 """
 
 import contextlib
+import datetime
 import gc
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from search import ledger as ledgers
 from search import study as studies
 from search.environment import differences, environment
 from search.errors import RunError, first_line
-from search.events import Note, Outcome, Show, TrialFinished
+from search.events import Event, Note, Outcome, Show, TrialFinished
 from search.ledger import (
     ERRORS_IN_A_ROW,
     MOST_DEATHS,
@@ -35,17 +37,22 @@ from search.ledger import (
 )
 from search.outage import StorageLostError
 from search.overhead import OVERHEAD, Overhead
+from search.persistent import PersistentStorage
 from search.process import this_process
 from search.pruner import build_pruner
 from search.seat import Seat
 from search.stop import Stop, StoppedError
-from search.storage import PersistentStorage, network_file_system, opened
+from search.storage import network_file_system, opened
 from search.study import FINALE
 from search.study_file import StudyConfig
+from search.view import Eta, log_line
 from search.workers import Heart
 
 POLL_SECONDS = 1.0
 """How often a worker that has nothing to do looks for something."""
+
+OPENING_SECONDS = 60.0
+"""How long a worker that starts tries to reach the database: workers come in crowds, and while servers restart."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class WorkerOptions:
         out: the study's outputs, for checkpoints.
         max_trials: leave after so many.
         number, launcher: of a worker that `run` started.
+        log: where all that this worker prints is, for people.
     """
 
     storage: URL
@@ -72,6 +80,7 @@ class WorkerOptions:
     max_trials: int | None = None
     number: int | None = None
     launcher: str | None = None
+    log: str | None = None
 
 
 TakeSeat = Callable[[Ledger, optuna.Study, str, "WorkerOptions", Show], Seat]
@@ -98,7 +107,7 @@ def work(options: WorkerOptions, show: Show, stop: Stop, take_seat: TakeSeat = t
         StoppedError: somebody wants this process to go; its trial waits for another worker.
         RunError: a bug that met several trials in a row, a broken GPU, or a database that stayed away.
     """
-    with opened(options.storage) as storage:
+    with opened(options.storage, 1, OPENING_SECONDS, lambda text: show(Note(text))) as storage:
         found = studies.load(storage, options.name)
         done = _work_at(storage, found, options, show, stop, take_seat)
         if done == options.max_trials or options.number is not None or not found.user_attrs.get(FINALE):
@@ -129,10 +138,11 @@ def _work_at(
     ledger, study = ledgers.open_ledger(storage, record.name, record.config.workers)
     ledger.outage.tell = lambda text: show(Note(text))
     stop.hurry(ledger.outage)
-    worker = workers.register(ledger, this_process(), options.number, options.launcher)
-    farewell = "the budget is done"
+    worker = workers.register(ledger, this_process(), options.number, options.launcher, options.log)
+    farewell = workers.DONE
     try:
         with Heart(ledger, worker, lambda slots: show(Note(_wait_again(slots)))) as heart:
+            show = _kept(show, heart.lines)
             stop.last_resort = lambda cause: _abandon(ledger, worker, heart.taken, cause)
             return _work(ledger, study, worker, heart, options, show, stop, take_seat)
     except BaseException as error:
@@ -146,6 +156,18 @@ NETWORK_WARNING = (
     "this SQLite database lies on a network file system ({kind}), whose locks cannot be trusted: "
     "workers on several machines may spoil it; take PostgreSQL"
 )
+
+
+def _kept(show: Show, lines: deque[str]) -> Show:
+    """Show events and keep their lines."""
+    eta = Eta()
+
+    def both(event: Event) -> None:
+        now = datetime.datetime.now().astimezone().strftime("%H:%M:%S")
+        lines.append(f"{now}  {log_line(event, eta)}")
+        show(event)
+
+    return both
 
 
 def _wait_again(slots: list[int]) -> str:
@@ -233,7 +255,7 @@ def _wait_for_a_slot(ledger: Ledger, watch: Overhead, heart: Heart, stop: Stop) 
 
 def _one_configuration(desk: _Desk, taken: Lease) -> bool:
     """Try one configuration, alone on its device where it did not fit beside others; whether it is done."""
-    config = studies.definition_of(desk.study)
+    config = studies.definition_now(desk.ledger.database, desk.study)
     if taken.memory_kills == 1:
         with _alone(desk):
             return _alone_on_device(desk, config, taken)

@@ -7,10 +7,13 @@ the database comes back every lease may have expired, and every worker that live
 A neighbour in the same machine need not wait: it sees that the process is gone.
 """
 
+import contextlib
 import math
+import random
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -20,9 +23,9 @@ import sqlalchemy as sa
 from search.ledger import Lease, Ledger, living, transaction
 from search.memory_kills import memory_kills
 from search.outage import StorageLostError
-from search.process import Process, is_dead
+from search.process import Process, is_dead, place
 from search.study_file import WorkersConfig
-from search.tables import SLOTS, WORKERS, now
+from search.tables import LOGS, SLOTS, WORKERS, now
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,14 @@ class Progress:
     images_per_second: float | None = None
 
 
-def register(ledger: Ledger, process: Process, number: int | None, launcher: str | None) -> str:
+def register(ledger: Ledger, process: Process, number: int | None, launcher: str | None, log: str | None = None) -> str:
     """Enter a worker that has no device yet.
+
+    Args:
+        ledger: of the study.
+        process: its process.
+        number, launcher: of a worker that `run` started.
+        log: where all that it prints is, for people.
 
     Returns:
         its id.
@@ -116,6 +125,8 @@ def register(ledger: Ledger, process: Process, number: int | None, launcher: str
         }
         connection.execute(sa.delete(WORKERS).where(WORKERS.c.id == worker))  # entered, but the answer was lost
         connection.execute(sa.insert(WORKERS).values(row))
+        connection.execute(sa.delete(LOGS).where(LOGS.c.worker == worker))
+        connection.execute(sa.insert(LOGS).values(worker=worker, study_id=ledger.study_id, place=log, lines=""))
 
     transaction(ledger, work)
     return worker
@@ -146,6 +157,40 @@ def tell_start_up(ledger: Ledger, worker: str, seconds: float) -> None:
         connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(start_up=seconds))
 
     transaction(ledger, work)
+
+
+def tell_lines(ledger: Ledger, worker: str, lines: str) -> None:
+    """Store what a worker printed last."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.update(LOGS).where(LOGS.c.worker == worker).values(lines=lines))
+
+    transaction(ledger, work)
+
+
+@dataclass(frozen=True)
+class WorkerLog:
+    """What a worker has printed.
+
+    Attributes:
+        place: where all of it is, for people; None where its launcher did not say.
+        lines: the last ones.
+    """
+
+    place: str | None
+    lines: tuple[str, ...]
+
+
+def logs(ledger: Ledger) -> dict[str, WorkerLog]:
+    """What every worker that ever was has printed, by its id."""
+
+    def work(connection: sa.Connection) -> dict[str, WorkerLog]:
+        query = sa.select(LOGS.c.worker, LOGS.c.place, LOGS.c.lines).where(LOGS.c.study_id == ledger.study_id)
+        return {
+            worker: WorkerLog(place, tuple(lines.splitlines())) for worker, place, lines in connection.execute(query)
+        }
+
+    return transaction(ledger, work)
 
 
 def beat(ledger: Ledger, worker: str, taken: Lease | None, progress: Progress | None) -> bool:
@@ -182,39 +227,56 @@ def beat(ledger: Ledger, worker: str, taken: Lease | None, progress: Progress | 
     return transaction(ledger, work)
 
 
-def reap(ledger: Ledger, anew: bool = False, for_memory: bool = False) -> list[int]:
-    """Take leases from the dead.
+@dataclass(frozen=True)
+class Reaped:
+    """What a look for the dead found.
+
+    Attributes:
+        slots: that wait again.
+        leased: slots that somebody has.
+    """
+
+    slots: tuple[int, ...]
+    leased: int
+
+
+def reap(ledger: Ledger, anew: bool = False, for_memory: bool = False) -> Reaped:
+    """Take leases from the dead, wherever they were.
 
     Args:
         ledger: of the study.
         anew: this process did not see the database for a while; the workers that were suspected before may not have
             seen it either, so they get the whole grace once more.
         for_memory: the kernel has killed a process for want of memory since the last look.
-
-    Returns:
-        slots that wait again.
     """
-    mine = SLOTS.c.study_id == ledger.study_id
-
-    def look(connection: sa.Connection) -> list[str]:
-        query = sa.select(WORKERS.c.id, WORKERS.c.place, WORKERS.c.process)
-        query = query.where(WORKERS.c.study_id == ledger.study_id, WORKERS.c.left.is_(None))
-        return [worker for worker, place, process in connection.execute(query) if is_dead(place, process)]
-
-    dead = transaction(ledger, look)
-    why = "its process ended without a word" + (", while the kernel was out of memory" if for_memory else "")
-    slots = [slot for worker in dead for slot in bury(ledger, worker, why, for_memory)]
+    neighbours = reap_neighbours(ledger, for_memory)
+    leased = SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == "leased"
+    late = SLOTS.c.expires < now()
+    count = sa.select(sa.func.count().label("leased"), sa.func.count(sa.case((late, 1))).label("late")).where(*leased)
+    (found,) = ledger.outage.persist(lambda: ledger.database.rows(count))
+    if not found.late:
+        return Reaped(tuple(neighbours), found.leased)
 
     def work(connection: sa.Connection) -> list[int]:
-        expired = sa.and_(mine, SLOTS.c.state == "leased", SLOTS.c.expires < now())
         unseen = sa.true() if anew else SLOTS.c.suspected.is_(None)
-        connection.execute(sa.update(SLOTS).where(expired, unseen).values(suspected=now()))
-        gone = sa.and_(expired, SLOTS.c.suspected < now() - ledger.times.grace)
+        connection.execute(sa.update(SLOTS).where(*leased, late, unseen).values(suspected=now()))
+        gone = sa.and_(*leased, late, SLOTS.c.suspected < now() - ledger.times.grace)
         cause = f"its worker gave no sign of life for {ledger.times.lost_after:g} s"
         taken = sa.update(SLOTS).where(gone).values(_taken_away(cause)).returning(SLOTS.c.slot)
         return list(connection.scalars(taken))
 
-    return slots + transaction(ledger, work)
+    return Reaped((*neighbours, *transaction(ledger, work)), found.leased)
+
+
+def reap_neighbours(ledger: Ledger, for_memory: bool = False) -> list[int]:
+    """Take leases from workers of this machine whose processes are gone; slots that wait again."""
+    query = sa.select(WORKERS.c.process, WORKERS.c.id).where(
+        WORKERS.c.study_id == ledger.study_id, WORKERS.c.left.is_(None), WORKERS.c.place == place()
+    )
+    here = ledger.outage.persist(lambda: ledger.database.rows(query))
+    dead = {process for process in {row.process for row in here} if is_dead(place(), process)}
+    why = "its process ended without a word" + (", while the kernel was out of memory" if for_memory else "")
+    return [slot for row in here if row.process in dead for slot in bury(ledger, row.id, why, for_memory)]
 
 
 def bury(ledger: Ledger, worker: str, farewell: str, for_memory: bool = False) -> list[int]:
@@ -331,17 +393,30 @@ def others_on_device(ledger: Ledger, worker: str) -> int:
     return transaction(ledger, work)
 
 
+DONE = "the budget is done"
+"""Farewell of a worker that was not needed any more."""
+
+REAPERS = 4
+"""So many workers of a study, by chance, look in every heartbeat whether others have died."""
+
+LINES = 20
+"""So many of the last lines that a worker printed are kept with the study."""
+
+
 class Heart:
     """Beats in a thread of its own for as long as the context lasts."""
 
     def __init__(self, ledger: Ledger, worker: str, reaped: Callable[[list[int]], None]) -> None:
         self.taken: Lease | None = None
+        self.lines: deque[str] = deque(maxlen=LINES)
+        """What the worker printed last."""
         self.progress: Progress | None = None
         self.lost = False
         """Whether the lease turned out to be another's. The trial asks for it after every epoch."""
         self.failure: Exception | None = None
         """What ended the beating, such as an outage that lasted too long."""
         self._ledger, self._worker, self._reaped = ledger, worker, reaped
+        self._told_lines = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
 
@@ -352,24 +427,40 @@ class Heart:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._thread.join(timeout=5)
+        with contextlib.suppress(StorageLostError):
+            self._tell_lines()
 
     def hold(self, taken: Lease | None) -> None:
         """Keep this lease alive from now on; None where there is none."""
         self.taken, self.progress, self.lost = taken, None, False
 
+    def _tell_lines(self) -> None:
+        lines = "\n".join(self.lines.copy())
+        if lines != self._told_lines:
+            tell_lines(self._ledger, self._worker, lines)
+            self._told_lines = lines
+
     def _beat(self) -> None:
-        looked, kills = -math.inf, memory_kills()
+        seen, kills = -math.inf, memory_kills()
+        anew, leased = False, 0
         try:
             while not self._stopping.wait(self._ledger.times.heartbeat):
                 taken = self.taken
                 renewed = beat(self._ledger, self._worker, taken, self.progress)
+                self._tell_lines()
                 if not renewed and taken is not None and taken is self.taken:
                     self.lost = True
-                cut_off = time.monotonic() - looked > self._ledger.times.lease
+                anew = anew or time.monotonic() - seen > self._ledger.times.lease
+                seen = time.monotonic()
                 before, kills = kills, memory_kills()
-                if slots := reap(self._ledger, anew=cut_off, for_memory=kills > before):
+                # By a few of many: if each looked at all the others, a thousand workers would look a million times.
+                if random.random() * leased < REAPERS:
+                    reaped = reap(self._ledger, anew=anew, for_memory=kills > before)
+                    anew, slots, leased = False, list(reaped.slots), reaped.leased
+                else:
+                    slots = reap_neighbours(self._ledger, for_memory=kills > before)
+                if slots:
                     self._reaped(slots)
-                looked = time.monotonic()
         except StorageLostError as error:
             self.failure = error
         except Exception as error:  # noqa: BLE001  (a dead heart must not go unnoticed)

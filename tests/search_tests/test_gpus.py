@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 from search import gpus, launch
 from search import ledger as ledgers
 from search.gpus import GIB, GpuReader, GpuSample, Host, Load, another_worker, gpu_key, is_measured, parse_gpus
-from search.launch import LocalWorkers, Team, available_memory
+from search.launch import LocalWorkers, Team, available_memory, local_crew
+from search.launcher import Assignment
 from search.ledger import FAULT, WORKER, Attempt, Ledger
 from search.process import this_process
 from search.run import RunOptions
-from search.stage import TeamOptions, assemble
 from search.storage import storage_url
 from search.watch import worker_name
 from search.workers import Place, listed, register, take_device
@@ -466,13 +466,14 @@ def test_at_the_end_of_the_budget_nobody_is_added(machine: Machine) -> None:
 def test_only_gpus_are_shared_by_measurement_and_only_where_no_number_is_given(
     home: Path, device: str, workers: int | None, per_gpu: int | None, devices: tuple[str, ...] | None, shares: bool
 ) -> None:
-    options = TeamOptions(("cuda:0" if device == "cuda" else "cpu",), workers, per_gpu)
     storage = storage_url("sqlite:///x.db")
-    team = assemble(options, storage, "x", Path("data"), Path("out"))
-    assert team.shares_gpus is shares
-    assert devices is None or team.devices == devices
+    crew = local_crew(["cuda:0" if device == "cuda" else "cpu"], workers, per_gpu)
     with opened_ledger(storage) as (ledger, _):
-        assert (LocalWorkers(ledger, team, print)._monitor is not None) is shares
+        local = crew(ledger, Assignment(storage, "x", Path("data"), Path("out")), print)
+        assert isinstance(local, LocalWorkers)
+        assert local.team.shares_gpus is shares
+        assert devices is None or local.team.devices == devices
+        assert (local._monitor is not None) is shares
 
 
 @pytest.mark.parametrize(

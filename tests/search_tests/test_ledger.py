@@ -23,7 +23,8 @@ from sqlalchemy.engine import URL
 
 from search import ledger as ledgers
 from search.ledger import ATTEMPT, CAUSE, ERRORS_IN_A_ROW, FAULT, SLOT, START, WORKER, LeaseLostError, Ledger
-from search.storage import PersistentStorage, opened
+from search.persistent import PersistentStorage
+from search.storage import opened
 from search.workers import beat, bury, leave, reap
 from support.bench import (
     DONE,

@@ -1,8 +1,10 @@
 """What a trial costs beside its training: counted in statements, not in seconds; and how `status` tells of it."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,16 +21,17 @@ from benchmarks.growth import definition, grow
 from search import ledger as ledgers
 from search.ledger import CAUSE, FAULT, LeaseLostError
 from search.overhead import OVERHEAD, Overhead, trials_overhead
+from search.persistent import PersistentStorage
 from search.process import age
-from search.storage import PersistentStorage, opened
+from search.storage import opened
 from search.study_file import PrunerConfig, SamplerConfig
 from search.workers import bury
 from support.bench import draw, enter, new_study, opened_ledger, started
 from support.command import Command
 
-# Of a trial of four epochs and six parameters, with TPE and the percentile pruner. 63 statements in 11 transactions
-# are Optuna's reading: of the new trial, of the others (twice by TPE, three times by the pruner), twice by `tell`.
-MOST_STATEMENTS, MOST_TRANSACTIONS = 94, 19
+# Of a trial of four epochs and six parameters, with TPE and the percentile pruner. Half of them are readings: of the
+# others before sampling and after each epoch but the last, of the trial itself once it is there and twice by `tell`.
+MOST_STATEMENTS, MOST_TRANSACTIONS = 39, 18
 
 
 @pytest.mark.parametrize("trials", [12, pytest.param(60, marks=pytest.mark.slow)])
@@ -163,6 +166,102 @@ def test_notes_go_with_the_end_and_not_with_somebody_elses(any_storage: URL, end
             end(late)
         assert "seconds" not in study.trials[late.trial.number].user_attrs
         assert study.trials[late.trial.number].state == TrialState.FAIL
+
+
+# Readings and reports, in fewer statements than Optuna's own
+
+
+def test_what_is_read_is_what_plain_optuna_reads(any_storage: URL, storage: PersistentStorage) -> None:
+    study = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
+    other = optuna.create_study(storage=storage, study_name="other")
+    other.add_trial(create_trial(value=1.0))
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        trial.suggest_float("lr", 1e-4, 1.0, log=True)
+        trial.suggest_int("blocks", 1, 9, step=2)
+        trial.suggest_categorical("pool", ["max", None, 3, 0.5, True])
+        trial.set_user_attr("text", {"a": [1, None, "Grüße"]})
+        for step, value in enumerate((0.5, math.inf, -math.inf, math.nan, 0.1)):
+            storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        storage.set_trial_intermediate_value(trial._trial_id, 0, 0.25)  # in the place of the first
+        if trial.number == 1:
+            raise optuna.TrialPruned
+        return (0.5, math.inf)
+
+    study.optimize(objective, n_trials=3)
+    study.ask().suggest_float("lr", 1e-4, 1.0, log=True)
+    study.enqueue_trial({"lr": 0.5})
+    own = RDBStorage(any_storage.render_as_string(hide_password=False))
+    plain = own.get_all_trials(study._study_id)
+    own.remove_session()
+    own.engine.dispose()
+    assert [trial.state for trial in plain] == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+        TrialState.RUNNING,
+        TrialState.WAITING,
+    ]
+    for read in (
+        storage.get_all_trials(study._study_id),
+        [storage.get_trial(trial._trial_id) for trial in plain],
+        study.get_trials(),
+    ):
+        assert [repr(trial) for trial in read] == [repr(trial) for trial in plain]  # NaN is not equal to itself
+    complete = storage.get_all_trials(study._study_id, states=(TrialState.COMPLETE,))
+    assert [trial.number for trial in complete] == [0, 2]
+    with pytest.raises(KeyError):
+        storage.get_trial(10**6)
+
+
+def test_nothing_is_reported_to_a_trial_that_has_ended(storage: PersistentStorage) -> None:
+    study = optuna.create_study(storage=storage, study_name="s")
+    trial = study.ask()
+    storage.set_trial_intermediate_value(trial._trial_id, 1, 0.5)
+    study.tell(trial, 1.0)
+    with pytest.raises(UpdateFinishedTrialError):
+        storage.set_trial_intermediate_value(trial._trial_id, 2, 0.5)
+    with pytest.raises(KeyError):
+        storage.set_trial_intermediate_value(10**6, 2, 0.5)
+    assert study.trials[0].intermediate_values == {1: 0.5}
+
+
+def test_trials_are_read_once_where_that_is_asked_for_and_again_afterwards(
+    storage: PersistentStorage, any_storage: URL
+) -> None:
+    ledger, study = new_study(storage, "s")
+    study.add_trial(create_trial(value=1.0))
+    assert len(study.get_trials()) == 1  # the cache holds something
+    plain = RDBStorage(any_storage.render_as_string(hide_password=False))
+    somebody = optuna.load_study(study_name="s", storage=plain)
+    with storage.one_reading():
+        assert len(study.get_trials()) == 1
+        somebody.add_trial(create_trial(value=2.0))
+        assert len(study.get_trials()) == 1
+    assert len(study.get_trials()) == 2
+    plain.remove_session()
+    plain.engine.dispose()
+    assert ledger.storage is study._storage
+
+
+def test_numbers_follow_one_another_whoever_creates_the_trials(any_storage: URL) -> None:
+    def create(worker: int) -> None:
+        with opened(any_storage) as storage:
+            study = storage.get_study_id_from_name("s")
+            for turn in range(5):
+                template = create_trial(state=TrialState.RUNNING, user_attrs={"worker": worker, "turn": turn})
+                storage.create_new_trial(study, template if turn % 2 else None)
+
+    with opened(any_storage) as storage:
+        study = optuna.create_study(storage=storage, study_name="s")
+        optuna.create_study(storage=storage, study_name="other").ask()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(create, range(4)))
+        trials = study.get_trials()
+        assert [trial.number for trial in trials] == list(range(20))
+        assert sorted((t.user_attrs["worker"], t.user_attrs["turn"]) for t in trials if t.user_attrs) == [
+            (worker, turn) for worker in range(4) for turn in (1, 3)
+        ]
 
 
 # Measuring

@@ -17,8 +17,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import URL
 
+from search.persistent import PersistentStorage
 from search.publish import YOURS, publish
-from search.storage import PersistentStorage, opened, shown
+from search.storage import opened, shown
 from search.study import DatasetRecord, StudyRecord, create
 from search.study_file import StudyConfig, find_study
 from support import finale

@@ -23,8 +23,9 @@ from search.errors import RunError, UserError
 from search.events import Event, Note, TrialFinished
 from search.ledger import CAUSE, FAULT, SLOT, Ledger, budget, open_ledger, request
 from search.noise import seed_noise
+from search.persistent import PersistentStorage
 from search.stop import Stop, StoppedError
-from search.storage import PersistentStorage, open_storage, storage_url
+from search.storage import open_storage, storage_url
 from search.study import DatasetRecord, StudyRecord
 from search.study_file import PrunerConfig, StudyConfig, find_study
 from search.worker import WorkerOptions, work

@@ -13,8 +13,9 @@ from sqlalchemy.engine import URL
 
 from search import ledger as ledgers
 from search.ledger import ATTEMPT, SLOT, WORKER, Attempt, Lease, LeaseLostError, Ledger, open_ledger
+from search.persistent import PersistentStorage
 from search.process import Process
-from search.storage import PersistentStorage, opened
+from search.storage import opened
 from search.study_file import WorkersConfig
 from search.tables import SLOTS, WORKERS
 from search.workers import register
@@ -150,13 +151,13 @@ def work_to_the_end(ledger: Ledger, study: optuna.Study) -> None:
         one_attempt(ledger, study, worker, "complete")
 
 
-def reap_now(ledger: Ledger) -> list[int]:
+def reap_now(ledger: Ledger) -> tuple[int, ...]:
     """Look twice with a grace in between."""
     from search.workers import reap
 
-    slots = reap(ledger)
+    slots = reap(ledger).slots
     pass_time(ledger, ledger.times.lost_after)
-    return slots + reap(ledger)
+    return slots + reap(ledger).slots
 
 
 class KilledError(BaseException):
