@@ -13,6 +13,7 @@ import optuna
 from sqlalchemy.engine import URL
 
 from search import ledger as ledgers
+from search.artifacts import Store
 from search.confirm import confirmation
 from search.events import Note, Show, Stage, TrialFinished
 from search.launch import LocalWorkers, Team, available_cores, plan_devices, threads_each
@@ -101,13 +102,13 @@ class Publisher:
         study: optuna.Study,
         record: StudyRecord,
         ledger: Ledger,
-        folder: Path,
+        files: Store,
         storage_shown: str,
         show: Show,
         told: set[str],
     ) -> None:
         self._study, self._record, self._ledger = study, record, ledger
-        self._folder, self._storage_shown, self._show, self._told = folder, storage_shown, show, told
+        self._files, self._storage_shown, self._show, self._told = files, storage_shown, show, told
 
     def publish(self) -> None:
         count: Budget = ledgers.budget(self._ledger)
@@ -117,7 +118,7 @@ class Publisher:
             self._record,
             count.requested,
             count.waiting,
-            self._folder,
+            self._files,
             self._storage_shown,
             confirmed,
         )
