@@ -45,6 +45,7 @@ from search import study as studies
 from search.environment import commit
 from search.ledger import Ledger, open_ledger, request
 from search.local_postgres import local_postgres
+from search.mirror import Mirror
 from search.persistent import PersistentStorage
 from search.stop import Stop
 from search.storage import opened, storage_url
@@ -201,7 +202,7 @@ def grow(url: URL, folder: Path, config: StudyConfig) -> Meter:
     def take_seat(ledger: Ledger, study: optuna.Study, id_: str, options: WorkerOptions, show: Any) -> Seat:
         del ledger, study, show
         meter.mark()
-        return Seat(id_, "growth:1", torch.device("cpu"), blank_split(), options.out / "checkpoints")
+        return Seat(id_, "growth:1", torch.device("cpu"), blank_split(), Mirror(options.out, None, print))
 
     options = WorkerOptions(url, "growth", "cpu", folder, folder)
     with meter.running(), patch.object(search.trial, "fit", untrained):

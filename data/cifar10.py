@@ -3,7 +3,9 @@
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
+import contextlib
 import http.client
+import shutil
 import socket
 import threading
 import urllib.error
@@ -75,25 +77,41 @@ def as_labelled_images(source: CIFAR10) -> LabelledImages:
 def download(data_dir: Path) -> None:
     """Fetch what is missing or damaged, with torchvision's progress bar, and verify it.
 
+    One process at a time (`data.source.prepare` sees to that). One that is killed leaves nothing that passes for
+    CIFAR-10: files are unpacked aside, and the whole folder comes to its place at once.
+
     Raises:
         DataError: the folder cannot be written, or the download fails or stalls.
     """
+    aside = data_dir / ".unpacking"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         if not damaged_files(data_dir):
             return
+        _remove(aside)  # of one that was killed
         previous = socket.getdefaulttimeout()
         socket.setdefaulttimeout(STALL_SECONDS)
         try:
             # Not CIFAR10(download=True): that takes files for whole without looking at batches.meta.
-            download_and_extract_archive(CIFAR10.url, data_dir, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+            download_and_extract_archive(CIFAR10.url, data_dir, aside, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
         finally:
             socket.setdefaulttimeout(previous)
+        if folder(data_dir).exists():  # with damaged files, or something else
+            for file in folder(aside).iterdir():
+                file.replace(folder(data_dir) / file.name)
+        else:
+            folder(aside).replace(folder(data_dir))
+        _remove(aside)
     except (OSError, http.client.HTTPException, RuntimeError, EOFError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it keeps its connection open
         raise DataError(f"the download of CIFAR-10 to {data_dir} failed: {one_line(error)}") from error
     verify(data_dir)
+
+
+def _remove(folder_tree: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder_tree)
 
 
 def can_fetch(data_dir: Path, timeout: float = PROBE_SECONDS) -> bool:

@@ -1,14 +1,15 @@
 """Any image set in ImageFolder layout: ``DIR/CLASS/*.png``, or ``DIR/train/CLASS`` with ``DIR/test/CLASS``.
 
-Images are decoded once, brought to 3x32x32 and cached beside the user's other caches; a changed folder
-(a file added, removed, resized or touched) is decoded anew. Without a ``test`` folder a fixed, stratified
-sixth of the images is set aside as test images.
+Images are decoded once (by one process of a machine; the others wait), brought to 3x32x32 and cached beside the user's
+other caches; a changed folder (a file added, removed, resized or touched) is decoded anew. Without a ``test`` folder a
+fixed, stratified sixth of the images is set aside as test images.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from torchvision.datasets import ImageFolder
 
 from data.errors import DataError
 from data.images import IMAGE_SIZE, LabelledImages
+from data.lock import one_at_a_time
 
 TEST_SHARE = 1 / 6
 DIVISION_SEED = 0
@@ -36,8 +38,10 @@ PICTURE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.Decompre
 """All that PIL's decoders raised of 97,000 damaged files in 21 formats; RuntimeError comes with AVIF and DDS."""
 
 
-def load_part(root: Path, cache_dir: Path, test: bool) -> LabelledImages:
+def load_part(root: Path, cache_dir: Path, test: bool, tell: Callable[[str], None] = lambda _: None) -> LabelledImages:
     """The training images, or with ``test`` those set aside; only `data.holdout` asks for the latter.
+
+    ``tell`` gets a line where another process is decoding them and this one waits for it.
 
     Raises:
         DataError: no such folder, no classes in it, too few images, or an image that cannot be decoded.
@@ -49,9 +53,9 @@ def load_part(root: Path, cache_dir: Path, test: bool) -> LabelledImages:
         if _classes(root / "train") != _classes(root / "test"):
             raise DataError(f"folder:{root} has other classes in test/ than in train/")
         part, at_least = ("test", 1) if test else ("train", MIN_PER_CLASS_TRAIN)
-        images, labels, classes = _decoded(root / part, cache_dir, at_least)
+        images, labels, classes = _decoded(root / part, cache_dir, at_least, tell)
         return LabelledImages(images, labels, classes, mirror=True)
-    images, labels, classes = _decoded(root, cache_dir, MIN_PER_CLASS)
+    images, labels, classes = _decoded(root, cache_dir, MIN_PER_CLASS, tell)
     training, held_out = train_test_split(
         np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels.numpy(), random_state=DIVISION_SEED
     )
@@ -63,7 +67,9 @@ def _classes(root: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
 
 
-def _decoded(root: Path, cache_dir: Path, at_least: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _decoded(
+    root: Path, cache_dir: Path, at_least: int, tell: Callable[[str], None]
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images (uint8, (n, 3, 32, 32)), labels (int64, (n,)) and class names, from the cache where it is fresh."""
     try:
         listing = ImageFolder(root)
@@ -75,13 +81,23 @@ def _decoded(root: Path, cache_dir: Path, at_least: int) -> tuple[Tensor, Tensor
         if listing.targets.count(index) < at_least:
             raise DataError(f"folder:{root} has fewer than {at_least} images of class {name!r}")
     cached = cache_dir / f"folder-{_listing_hash(root, listing)}.safetensors"
+    images = _cached(cached)
+    if images is None:
+        with one_at_a_time(cached.with_suffix(".lock"), lambda: tell(f"another process is decoding {root}; waiting")):
+            images = _cached(cached)
+            if images is None:
+                images = torch.stack([read_picture(Path(path)).pixels for path, _ in listing.samples])
+                _store(images, cached)
+    return images, torch.tensor(listing.targets), tuple(listing.classes)
+
+
+def _cached(cached: Path) -> Tensor | None:
     try:
         with safe_open(cached, framework="pt") as stored:
-            images = stored.get_tensor("images")
+            images: Tensor = stored.get_tensor("images")
+            return images
     except (OSError, SafetensorError):
-        images = torch.stack([read_picture(Path(path)).pixels for path, _ in listing.samples])
-        _store(images, cached)
-    return images, torch.tensor(listing.targets), tuple(listing.classes)
+        return None
 
 
 def _store(images: Tensor, cached: Path) -> None:

@@ -1,11 +1,13 @@
 """Which data set a study uses, and its training images."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from data import cifar10, digits, folder
 from data.errors import DataError
 from data.folders import cache_folder
 from data.images import LabelledImages
+from data.lock import one_at_a_time
 
 CHOICES = "auto, cifar10, digits or folder:DIR"
 
@@ -29,7 +31,11 @@ def check_name(dataset: str) -> None:
         raise DataError(f"unknown data set {dataset!r}; choose {CHOICES}")
 
 
-def resolve(dataset: str, data_dir: Path) -> str:
+def _silent(_: str) -> None:
+    """Nobody is told."""
+
+
+def resolve(dataset: str, data_dir: Path, tell: Callable[[str], None] = _silent) -> str:
     """Turn ``auto`` into a data set that is there: CIFAR-10 on disk or downloaded, else digits.
 
     Damaged CIFAR-10 files are an error, never a silent change to digits.
@@ -38,37 +44,55 @@ def resolve(dataset: str, data_dir: Path) -> str:
     if dataset != "auto":
         return dataset
     if cifar10.is_present(data_dir):
-        cifar10.verify(data_dir)
+        prepare("cifar10", data_dir, tell=tell)
         return "cifar10"
     try:
         if cifar10.can_fetch(data_dir):
-            cifar10.download(data_dir)
+            prepare("cifar10", data_dir, tell=tell)
             return "cifar10"
     except DataError:
         return "digits"
     return "digits"
 
 
-def prepare(dataset: str, data_dir: Path, repair: bool = False) -> None:
+def prepare(dataset: str, data_dir: Path, repair: bool = False, tell: Callable[[str], None] = _silent) -> None:
     """Make sure that a data set can be loaded, downloading what is absent and, with ``repair``, what is damaged.
+
+    One process of a machine downloads; others wait for it and find its files. Nothing is locked or written where all
+    is there.
+
+    Args:
+        dataset: any but ``auto``.
+        data_dir: the folder that holds torchvision's files.
+        repair: fetch damaged files anew; without it they are an error.
+        tell: gets a line where this process waits for another one.
 
     Raises:
         DataError: it cannot be had; the text names the ways out.
     """
     check_name(dataset)
     if dataset == "cifar10":
-        absent = not cifar10.is_present(data_dir)
-        if absent or (repair and cifar10.damaged_files(data_dir)):
-            if not cifar10.can_fetch(data_dir):
-                state = "no CIFAR-10" if absent else "damaged CIFAR-10"
-                raise DataError(f"{state} in {data_dir} and no network to download it: {WAYS_OUT}")
-            try:
-                cifar10.download(data_dir)
-            except DataError as error:
-                raise DataError(f"{error}: {WAYS_OUT}") from error
-        cifar10.verify(data_dir)
+        if cifar10.damaged_files(data_dir):
+            # In the folder, which is where whoever downloads can write. Beside it that need not be so.
+            lock, waits = data_dir / ".cifar-10.lock", f"another process is fetching CIFAR-10 to {data_dir}; waiting"
+            with one_at_a_time(lock, lambda: tell(waits)):
+                _fetch_cifar10(data_dir, repair)
     elif dataset.startswith("folder:"):
-        folder.load_part(folder_of(dataset), cache_folder(), test=False)
+        folder.load_part(folder_of(dataset), cache_folder(), test=False, tell=tell)
+
+
+def _fetch_cifar10(data_dir: Path, repair: bool) -> None:
+    """Download what is absent or to be repaired; whoever was here before may have done it."""
+    absent = not cifar10.is_present(data_dir)
+    if absent or (repair and cifar10.damaged_files(data_dir)):
+        if not cifar10.can_fetch(data_dir):
+            state = "no CIFAR-10" if absent else "damaged CIFAR-10"
+            raise DataError(f"{state} in {data_dir} and no network to download it: {WAYS_OUT}")
+        try:
+            cifar10.download(data_dir)
+        except DataError as error:
+            raise DataError(f"{error}: {WAYS_OUT}") from error
+    cifar10.verify(data_dir)
 
 
 def load_training_images(dataset: str, data_dir: Path) -> LabelledImages:

@@ -44,15 +44,23 @@ class CheckpointWriter:
 
     Only copying the tensors holds the training up: 8 ms in place of 61 for 20 MB on a busy EPYC core. The rest
     happens in a thread, one checkpoint at a time. A process that is killed meanwhile leaves the checkpoint before.
+    Where ``written`` copies the file to an S3 server on the same machine, the thread takes 0.5 s in place of 0.1 for
+    23 MB, 40 ms more of a core, and the training is held up no longer.
 
     Args:
         path: the file; its folder is made where it is absent.
         failed: gets the error where a checkpoint cannot be written, in the thread; none is written after that.
+        written: gets the file once it is whole, in the thread; nothing else is written before this returns.
     """
 
-    def __init__(self, path: Path, failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        failed: Callable[[Exception], None],
+        written: Callable[[Path], None] = lambda _: None,
+    ) -> None:
         self.path = path
-        self._failed = failed
+        self._failed, self._written = failed, written
         self._gave_up = False
         self._thread: threading.Thread | None = None
 
@@ -65,7 +73,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return once nothing is being written any more."""
+        """Return once nothing is being written any more, and ``written`` has returned."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -73,6 +81,7 @@ class CheckpointWriter:
     def _run(self, snapshot: "_Snapshot") -> None:
         try:
             _write(self.path, snapshot)
+            self._written(self.path)
         except Exception as error:  # noqa: BLE001  (a trial without a checkpoint is still a trial)
             self._gave_up = True
             self._failed(error)

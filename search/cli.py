@@ -18,6 +18,7 @@ import typer
 from search.finale_cli import confirm_command, report_command, retrain_command
 from search.model_cli import export_command, predict_command
 from search.options import (
+    Artifacts,
     DataDir,
     Device,
     Form,
@@ -92,6 +93,7 @@ def run_command(
     max_latency: MaxLatency = None,
     no_finale: Annotated[bool, typer.Option("--no-finale", help="Stop after the search.")] = False,
     out: Out = None,
+    artifacts: Artifacts = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs a trial.")] = None,
     train_images: Annotated[int | None, typer.Option(min=1, help="At most so many fit images a trial.")] = None,
     max_retrain_epochs: MaxRetrainEpochs = None,
@@ -149,6 +151,7 @@ def run_command(
             dataset=dataset,
             device=device,
             out=out,
+            artifacts=artifacts,
             timeout=timeout,
             finale=not no_finale,
             max_epochs=max_epochs,
@@ -347,7 +350,7 @@ def data_command(
     if dataset == "auto":
         raise UserError("name the data set: cifar10, digits or folder:DIR")
     folder = data_folder(data_dir)
-    source.prepare(dataset, folder, repair=True)
+    source.prepare(dataset, folder, repair=True, tell=typer.echo)
     split = load_split(dataset, folder, DIVISION_SEED, torch.device("cpu"))
     typer.echo(
         f"{dataset}: {len(split.fit_labels):,} fit and {len(split.validation_labels):,} validation images, "
@@ -372,8 +375,8 @@ def _without_password(word: str) -> str:
     from search.errors import UserError
     from search.storage import shown, storage_url
 
-    flag, equals, value = word.partition("=") if word.startswith("--storage=") else ("", "", word)
-    if "://" not in value:
+    flag, equals, value = word.partition("=") if word.startswith(("--storage=", "--artifacts=")) else ("", "", word)
+    if "://" not in value or (value.startswith("s3://") and "@" not in value):
         return word
     try:
         return f"{flag}{equals}{shown(storage_url(value))}"

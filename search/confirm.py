@@ -24,7 +24,7 @@ from search.noise import seed_noise
 from search.objective import ATTRIBUTES, score
 from search.persistent import PersistentStorage
 from search.storage import exclusive
-from search.study import CONFIRM, MAX_SEED, StudyRecord
+from search.study import ARTIFACTS, CONFIRM, MAX_SEED, StudyRecord
 from search.study_file import NoiseConfig, PrunerConfig, SamplerConfig, StudyConfig
 
 ENTRIES = "confirms"
@@ -70,6 +70,8 @@ def prepare(storage: PersistentStorage, study: optuna.Study) -> StudyRecord | No
         if found is None or ENTRIES not in found.user_attrs or studies.record_of(found) != confirming:
             found = studies.create(storage, confirming, study.user_attrs["environment"])
             found.set_user_attr(ENTRIES, entries)
+        if found.user_attrs.get(ARTIFACTS) != (store := study.user_attrs.get(ARTIFACTS)):
+            found.set_user_attr(ARTIFACTS, store)
         # Also where nothing is new: whoever created the study may have died before this.
         ledger, _ = open_ledger(storage, confirming.name, confirming.config.workers)
         ledgers.request(ledger, len(entries), len(entries))

@@ -1,14 +1,16 @@
 """optuna-dashboard for one storage, served until somebody interrupts it."""
 
 import errno
+import functools
 import itertools
 import json
 import os
+import re
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import optuna_dashboard
 import waitress
@@ -17,7 +19,12 @@ from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial
 from optuna_dashboard import _note, _serializer
 
+from search.artifacts import open_store
 from search.errors import UserError
+from search.study import ARTIFACTS
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 THREADS = 8
 
@@ -43,7 +50,7 @@ def serve(
         raise UserError(f"port {port} is none; choose one from 1 to 65535 with --port")
     _quicken()
     # Behind Optuna's cache: the dashboard asks for all trials every few seconds, and finished ones do not change.
-    app = optuna_dashboard.wsgi(get_storage(storage), artifact_store=ArtifactFolders(folder))
+    app = _application(get_storage(storage), folder)
     try:
         # Not by waitress, which leaves its socket open where it cannot listen.
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -56,6 +63,43 @@ def serve(
             server.run()  # returns when interrupted
         finally:
             server.close()
+
+
+FILES_OF_A_STUDY = re.compile(r"(?:GET|POST|DELETE) /(?:api/)?artifacts/(\d+)\b|DELETE /api/studies/(\d+)")
+"""Requests that concern a study's files: those for one, and the study's deletion, which takes its files along."""
+
+
+def _application(storage: BaseStorage, folder: Path) -> "WSGIApplication":
+    """optuna-dashboard, with every study's files from where that study keeps them.
+
+    It takes one store for all studies. So a study that has a store of its own has an application of its own, too,
+    which gets the requests for its files; all others go to the one that looks into folders.
+    """
+    in_folders: WSGIApplication = optuna_dashboard.wsgi(storage, artifact_store=ArtifactFolders(folder))
+    opened = functools.cache(open_store)
+
+    @functools.cache
+    def in_store(url: str, name: str) -> "WSGIApplication":
+        store = opened(url).below(name).below("artifacts")
+        application: WSGIApplication = optuna_dashboard.wsgi(storage, artifact_store=store)
+        return application
+
+    def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        request = FILES_OF_A_STUDY.match(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        chosen = in_folders
+        if request is not None:
+            study = int(request[1] or request[2])
+            try:
+                if url := storage.get_study_user_attrs(study).get(ARTIFACTS):
+                    chosen = in_store(url, storage.get_study_name_from_id(study))
+            except KeyError:
+                pass  # no such study, as the application will say
+            except UserError as error:
+                start_response("503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
+                return [f"{error}\n".encode()]
+        return chosen(environ, start_response)
+
+    return application
 
 
 class ArtifactFolders:

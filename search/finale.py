@@ -17,11 +17,13 @@ from model.device import describe_device, keep_freed_pages
 from model.saved import write_json
 from search import choice, confirm, retrain
 from search import study as studies
+from search.artifacts import Folder, Store, store_of
 from search.errors import RunError, UserError, first_line
 from search.events import Note, Show
 from search.launch import adopt_orphans
 from search.launcher import Assignment, Crew
 from search.ledger import Ledger, budget, open_ledger
+from search.mirror import Mirror, mirror_of
 from search.objective import Cost
 from search.persistent import PersistentStorage
 from search.report import write_report
@@ -40,7 +42,7 @@ class Search:
         storage: open.
         ledger, study, record: of the search.
         data_dir: that holds its images.
-        out: its outputs.
+        files: its outputs, and their copies.
         told: warnings of what could not be published, which are told once.
     """
 
@@ -49,15 +51,20 @@ class Search:
     study: optuna.Study
     record: StudyRecord
     data_dir: Path
-    out: Path
+    files: Mirror
     told: set[str] = field(default_factory=set)
 
+    @property
+    def out(self) -> Path:
+        """The folder of its outputs."""
+        return self.files.out
 
-def found(storage: PersistentStorage, name: str | None, data_dir: Path, out: Path | None) -> Search:
+
+def found(storage: PersistentStorage, name: str | None, data_dir: Path, out: Path | None, show: Show) -> Search:
     """A search by its name.
 
     Raises:
-        UserError: there is none, or this code reads it differently.
+        UserError: there is none, this code reads it differently, or its store cannot be used from here.
     """
     study = studies.load(storage, name)
     studies.refuse_other_reading(study)
@@ -66,7 +73,8 @@ def found(storage: PersistentStorage, name: str | None, data_dir: Path, out: Pat
     if record.name.endswith(studies.CONFIRM):
         raise UserError(f"{record.name!r} is a confirmation; name the study that it confirms")
     ledger, study = open_ledger(storage, record.name, record.config.workers)
-    return Search(storage, ledger, study, record, data_dir, out or Path("studies") / record.name)
+    files = mirror_of(study, out or Path("studies") / record.name, show)
+    return Search(storage, ledger, study, record, data_dir, files)
 
 
 @contextlib.contextmanager
@@ -107,7 +115,7 @@ def confirm_best(search: Search, crew: Crew, show: Show) -> dict[str, Any] | Non
     ledger, study = open_ledger(search.storage, confirming.name, confirming.config.workers)
     adopt_orphans(ledger)
     place = shown(search.storage.location)
-    publisher = Publisher(study, confirming, ledger, search.out / "artifacts", place, show, search.told)
+    publisher = Publisher(study, confirming, ledger, _artifacts(study, search.out), place, show, search.told)
     assignment = Assignment(search.storage.location, confirming.name, search.data_dir, search.out / "confirm")
     with wall_time(search.study, show) as timed:
         work_off(ledger, study, crew, assignment, "confirm", None, publisher.publish, timed)
@@ -136,7 +144,7 @@ def retrain_winner(search: Search, device: torch.device, max_epochs: int | None,
         show(Note(f"warning: not confirmed, so not compared: {others}; `python -m search confirm` does that first"))
     with wall_time(search.study, show):
         return retrain.retrain(
-            search.study, search.record, confirmed, split, search.data_dir, search.out, max_epochs, show
+            search.study, search.record, confirmed, split, search.data_dir, search.files, max_epochs, show
         )
 
 
@@ -147,7 +155,14 @@ def _refuse_out_of_reach(search: Search) -> None:
 def publisher_of(search: Search, show: Show) -> Publisher:
     """What brings a search's part of the dashboard up to date."""
     place = shown(search.storage.location)
-    return Publisher(search.study, search.record, search.ledger, search.out / "artifacts", place, show, search.told)
+    artifacts = _artifacts(search.study, search.out)
+    return Publisher(search.study, search.record, search.ledger, artifacts, place, show, search.told)
+
+
+def _artifacts(study: optuna.Study, out: Path) -> Store:
+    """Where the dashboard's files of a study go."""
+    store = store_of(study)
+    return Folder(out / "artifacts") if store is None else store.below("artifacts")
 
 
 def write_outcome(search: Search, publisher: Publisher, show: Show) -> dict[str, Any]:
@@ -165,6 +180,7 @@ def write_outcome(search: Search, publisher: Publisher, show: Show) -> dict[str,
         write_report(search.out, search.study, search.record, count, summary["confirm"], done, summary, place)
     except OSError as error:  # a full disk: what was found out is in the study
         show(Note(f"warning: no report: {first_line(error)}"))
+    search.files.put(*(search.out / name for name in ("summary.json", "report.html", "report.md")))
     return summary
 
 

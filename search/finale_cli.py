@@ -103,7 +103,7 @@ def _search(name: str | None, storage: str | None, data_dir: Path | None, out: P
     with database(storage) as url:
         refuse_absent(url)
         with opened(url) as opened_storage:
-            search = found(opened_storage, name, data_folder(data_dir), out)
+            search = found(opened_storage, name, data_folder(data_dir), out, _echo)
             try:
                 yield search
             finally:

@@ -57,6 +57,14 @@ WorkersPerGpu = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder for outputs. Default: studies/NAME.")]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="s3://BUCKET/PREFIX",
+        help="Store for checkpoints and artifacts, for machines that share no folder; kept with the study. Default: "
+        "$SEARCH_ARTIFACTS, else only the folder for outputs.",
+    ),
+]
 MaxRetrainEpochs = Annotated[
     int | None, typer.Option(min=1, help="No training of the retrain is longer. Default: as the study file says.")
 ]

@@ -19,18 +19,18 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
 import plotly.graph_objects as go
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from optuna_dashboard._custom_plot_data import SYSTEM_ATTR_PLOT_DATA, split_plot_data
 from optuna_dashboard._note import note_ver_key, split_body
 
+from search.artifacts import Store
 from search.choice import aim_of, candidates
+from search.errors import first_line
 from search.figures import (
     accuracy_cost_figure,
     budget_figure,
@@ -76,7 +76,7 @@ def publish(
     record: StudyRecord,
     requested: int,
     waiting: int,
-    folder: Path,
+    files: Store,
     storage_shown: str,
     confirmation: Mapping[str, Any] | None = None,
 ) -> list[str]:
@@ -87,7 +87,7 @@ def publish(
         record: what is stored of its definition and its images.
         requested: configurations asked for.
         waiting: configurations in the queue.
-        folder: where the trials' files go; made where it is not there.
+        files: where the trials' files go.
         storage_shown: the storage's URL without a password.
         confirmation: summed up by `search.confirm`; None where there is none.
 
@@ -124,7 +124,7 @@ def publish(
         _save_graphs(study, figures, done)
     done |= {"drawn_from": drawn_from, "finale_from": finale_from}
 
-    warnings = _publish_trials(study, finished, folder, done)
+    warnings = _publish_trials(study, finished, files, done)
     if json.dumps(done) != before:
         study.set_user_attr(PUBLISHED, done)
     return warnings
@@ -161,7 +161,7 @@ def _empty() -> dict[str, Any]:
 
 
 def _publish_trials(
-    study: optuna.Study, finished: Sequence[FrozenTrial], folder: Path, done: dict[str, Any]
+    study: optuna.Study, finished: Sequence[FrozenTrial], files: Store, done: dict[str, Any]
 ) -> list[str]:
     noted, owed = _numbers(done["trials"]), _numbers(done["owed"])
     new = [trial for trial in finished if trial.number not in noted]
@@ -170,11 +170,11 @@ def _publish_trials(
     for count, trial in enumerate(late + new, start=1):
         if not warnings:
             try:
-                _save_files(study, trial, folder)
+                _save_files(study, trial, files)
                 owed.discard(trial.number)
             except OSError as error:
-                reason = error.strerror or type(error).__name__
-                warnings.append(f"trials' files cannot be written to {folder}: {reason}; tried again later")
+                reason = error.strerror or first_line(error)
+                warnings.append(f"trials' files cannot be written to {files.text}: {reason}; tried again later")
         if warnings:
             owed.add(trial.number)
         if trial.number not in noted:
@@ -347,24 +347,20 @@ def _hidden(text: str) -> str:
 # Files
 
 
-def _save_files(study: optuna.Study, trial: FrozenTrial, folder: Path) -> None:
+def _save_files(study: optuna.Study, trial: FrozenTrial, files: Store) -> None:
     """Write the trial's files and name them in the study's attributes.
 
     Raises:
         OSError: a file cannot be written; no attribute names it.
     """
     there = set(_own_files(trial))
-    store = None
     for name, mimetype, content in _files(trial):
         if name in there:
             continue
-        if store is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            store = FileSystemArtifactStore(folder)
         # The end's time makes the id another one where a study of the same name and number comes later.
         key = f"{study.study_name} {trial._trial_id} {trial.datetime_complete} {name}"
         artifact_id = str(uuid.uuid5(IDS, key))
-        store.write(artifact_id, io.BytesIO(content()))
+        files.write(artifact_id, io.BytesIO(content()))
         meta = {"artifact_id": artifact_id, "filename": name, "mimetype": mimetype, "encoding": None}
         study._storage.set_study_system_attr(
             study._study_id, f"dashboard:artifacts:{trial._trial_id}:{artifact_id}", json.dumps(meta)

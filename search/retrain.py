@@ -28,13 +28,14 @@ from model.fit import NonFiniteLossError
 from model.network import BlockNetwork
 from model.quality import Quality, as_predictor, assess, latency
 from model.result import EpochResult
-from model.saved import WEIGHTS, save_model
+from model.saved import CONFIG, METRICS, WEIGHTS, save_model
 from search.choice import aim_of
 from search.comparison import CONFIDENCE
 from search.convergence import Limits, Noise, Verdict, Watched, first_length, judge, last_slope
 from search.errors import RunError
 from search.events import Note, RetrainEpoch, RetrainStarted, Show
 from search.ledger import SLOT
+from search.mirror import Mirror
 from search.objective import score
 from search.settings import TrialConfig, trial_config
 from search.space import settings_of
@@ -58,7 +59,7 @@ class _Job:
     record: StudyRecord
     winner: FrozenTrial
     split: Split
-    out: Path
+    files: Mirror
     limits: Limits
     noise: Noise
     parts: dict[str, Any]
@@ -80,11 +81,11 @@ def retrain(
     confirmed: Mapping[str, Any] | None,
     split: Split,
     data_dir: Path,
-    out: Path,
+    files: Mirror,
     max_epochs: int | None,
     show: Show,
 ) -> dict[str, Any]:
-    """Retrain the winner to convergence, test it once a seed, save it in ``out/best`` and record it in the study.
+    """Retrain the winner to convergence, test it once a seed, save it in ``best`` and record it in the study.
 
     Every finished training is noted in the study and every epoch in a checkpoint, so a process that is killed goes on
     where it was. Does nothing where the study already holds the result of this very plan and the files are there.
@@ -95,7 +96,7 @@ def retrain(
         confirmed: from `search.confirm.confirmation`; None: the best trial is taken at its word.
         split: on the device to train on.
         data_dir: where the test images lie.
-        out: the study's outputs.
+        files: the study's outputs.
         max_epochs: no training is longer.
         show: gets events.
 
@@ -111,7 +112,7 @@ def retrain(
     before = study.user_attrs.get(RETRAIN)
     wanted = aim_of(study)
     chosen = {"chosen_by": wanted.rule, "limits": wanted.limits.most}
-    if before and before["plan"] == plan and (out / "best" / WEIGHTS).exists():
+    if before and before["plan"] == plan and _is_saved(files):
         if {**before, **chosen} != before:  # the same winner under other limits
             study.set_user_attr(RETRAIN, {**before, **chosen})
         return {**before, **chosen}
@@ -120,7 +121,7 @@ def retrain(
         speed = winner.user_attrs["images_per_second"]
         first = first_length(limits, len(split.fit_labels) / speed)
         parts = {"plan": plan, "first": first, "watched": [], "runs": []}
-    job = _Job(study, record, winner, split, out, limits, _noise(winner, confirmed, split), parts, show)
+    job = _Job(study, record, winner, split, files, limits, _noise(winner, confirmed, split), parts, show)
     try:
         verdict = _find_length(job)
         done = {**_finish(job, verdict, data_dir), **chosen}
@@ -128,9 +129,23 @@ def retrain(
         raise RunError(f"the retrain diverged: {error}") from error
     study.set_user_attr(RETRAIN, done)
     study.set_user_attr(PROGRESS, None)
-    for path in _checkpoints(out).glob("retrain-*.safetensors"):
+    for path in _checkpoints(files).glob("retrain-*.safetensors"):
         remove_checkpoint(path)
+    lengths = [f"watch-{row['epochs']}" for row in parts["watched"]]
+    for name in (*lengths, *(f"final-{number + 1}" for number in range(limits.finals))):
+        files.remove(_checkpoint(files, name))
     return done
+
+
+def _saved(files: Mirror) -> list[Path]:
+    """The files of the saved model."""
+    return [files.out / "best" / name for name in (WEIGHTS, CONFIG, METRICS)]
+
+
+def _is_saved(files: Mirror) -> bool:
+    """Whether the saved model is here, fetched where another machine has left it in the store."""
+    weights, *others = _saved(files)
+    return weights.exists() or (all(map(files.fetch, others)) and files.fetch(weights))
 
 
 def _winner(study: optuna.Study, confirmed: Mapping[str, Any] | None) -> FrozenTrial:
@@ -181,8 +196,12 @@ def _config(job: _Job, epochs: int, number: int) -> TrialConfig:
     return trial_config(settings, epochs, seed, len(job.record.dataset.classes))
 
 
-def _checkpoints(out: Path) -> Path:
-    return out / "checkpoints"
+def _checkpoints(files: Mirror) -> Path:
+    return files.out / "checkpoints"
+
+
+def _checkpoint(files: Mirror, name: str) -> Path:
+    return _checkpoints(files) / f"retrain-{name}.safetensors"
 
 
 # How long
@@ -288,7 +307,8 @@ def _finish(job: _Job, verdict: Verdict, data_dir: Path) -> dict[str, Any]:
         "predict": {"flip": choices["flip"]},
     }
     metrics = {key: value for key, value in done.items() if key not in ("plan", "folder")}
-    save_model(job.out / "best", network, job.record.dataset.classes, about, metrics)
+    save_model(job.files.out / "best", network, job.record.dataset.classes, about, metrics)
+    job.files.put(*_saved(job.files))
     return done
 
 
@@ -349,7 +369,7 @@ def _result(
         "device": describe_device(job.split.fit_images.device),
         "seconds": round(seconds, 1),
         "plan": job.parts["plan"],
-        "folder": str(job.out / "best"),
+        "folder": str(job.files.out / "best"),
     }
 
 
@@ -387,10 +407,14 @@ def _train(job: _Job, config: TrialConfig, split: Split, name: str, text: str, t
         to_come: trainings of this length that will follow, at least.
     """
     epochs, images = config.fit.epochs, len(split.fit_labels)
-    path = _checkpoints(job.out) / f"retrain-{name}.safetensors"
+    path = _checkpoint(job.files, name)
     told = _teller(job, config, split, text, to_come)
     expected = epochs * images / job.winner.user_attrs["images_per_second"]
-    return train(config, split, path, expected, told, lambda warning: job.show(Note(f"warning: {warning}")))
+
+    def warn(text: str) -> None:
+        job.show(Note(f"warning: {text}"))
+
+    return train(config, split, path, job.files, expected, told, warn)
 
 
 def _teller(job: _Job, config: TrialConfig, split: Split, text: str, to_come: float) -> Callable[[EpochResult], None]:

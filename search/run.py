@@ -7,7 +7,7 @@ the same command finds them again.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from model.device import resolve_devices
 from search import choice
 from search import ledger as ledgers
 from search import study as studies
+from search.artifacts import check, open_store, store_url
 from search.environment import environment, required
 from search.errors import UserError
 from search.events import Note, Show
@@ -28,12 +29,14 @@ from search.finale import Search, alone, confirm_best, publisher_of, retrain_win
 from search.launch import adopt_orphans, dashboard, local_crew
 from search.launcher import Assignment, Crew
 from search.ledger import Ledger, open_ledger
+from search.mirror import mirror_of
 from search.objective import Cost, Objective, second_objective
 from search.outage import StorageLostError
 from search.persistent import PersistentStorage
+from search.publish import PUBLISHED
 from search.stage import wall_time, work_off
 from search.storage import exclusive, network_file_system, opened, shown
-from search.study import DIVISION_SEED, FINALE, DatasetRecord, StudyRecord
+from search.study import ARTIFACTS, DIVISION_SEED, FINALE, DatasetRecord, StudyRecord
 from search.study_file import StudyConfig, find_study
 from search.summary import FALLBACK_WARNING
 from search.warm_start import joined, offers, warm_started
@@ -74,6 +77,7 @@ class RunOptions:
     dataset: str = "auto"
     device: str = "auto"
     out: Path | None = None
+    artifacts: str | None = None
     timeout: float | None = None
     finale: bool = True
     warm_start: str | None = None
@@ -165,6 +169,10 @@ def _run(options: RunOptions, engine: _Engine, show: Show) -> RunEnd:
     with opened(options.storage) as storage:
         if kind := network_file_system(options.storage):
             show(Note(f"warning: {NETWORK_WARNING.format(kind=kind)}"))
+        artifacts = store_url(options.artifacts, studies.find(storage, name))
+        if artifacts is not None:
+            check(open_store(artifacts).below(name))
+        options = replace(options, artifacts=artifacts)
         with exclusive(options.storage, f"{name}.creation"):
             record = _created(storage, name, options, engine.kind, data_dir, show)
         ledger, study = open_ledger(storage, name, record.config.workers)
@@ -178,7 +186,9 @@ def _run(options: RunOptions, engine: _Engine, show: Show) -> RunEnd:
             show(Note(told))
         if record.dataset.fallback:
             show(Note(f"warning: {FALLBACK_WARNING}"))
-        search = Search(storage, ledger, study, record, data_dir, out)
+        search = Search(storage, ledger, study, record, data_dir, mirror_of(study, out, show))
+        if search.files.store is not None:
+            show(Note(f"artifacts and checkpoints: {search.files.store.text}"))
         publisher = publisher_of(search, show)
         assignment = Assignment(options.storage, name, data_dir, out)
         shows = dashboard(options.storage, out, lambda text: show(Note(text)))
@@ -225,7 +235,7 @@ def _created(
     stored = studies.record_of(found) if found else None
     record = _resumed(stored, options, show) if stored else _new(name, options, kind, show)
     choice.refuse_unmeasured(options.limits, record.config.objective)
-    source.prepare(record.dataset.name, data_dir)
+    source.prepare(record.dataset.name, data_dir, tell=lambda text: show(Note(text)))
     split = load_split(record.dataset.name, data_dir, DIVISION_SEED, torch.device("cpu"))
     if found is None or stored is None:
         dataset = DatasetRecord(
@@ -244,22 +254,24 @@ def _created(
         record = warm_started(storage, record, options.warm_start)
     elif stored is None and (others := offers(storage, record)):
         show(Note(f"these images were searched before: --warm-start {others[-1]} tries its best configurations first"))
-    ledger = _requested(storage, record, stored)
+    ledger = _requested(storage, record, stored, options.artifacts)
     if stored is not None and (orphans := adopt_orphans(ledger)):
         workers_are = "1 worker of an earlier run is" if orphans == 1 else f"{orphans} workers of an earlier run are"
         show(Note(f"{workers_are} still at work and belong to this one now"))
     return record
 
 
-def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRecord | None) -> Ledger:
-    """Store the definition and make its budget the ledger's.
+def _requested(
+    storage: PersistentStorage, record: StudyRecord, stored: StudyRecord | None, artifacts: str | None
+) -> Ledger:
+    """Store the definition and the store of its artifacts, and make its budget the ledger's.
 
     Raises:
         UserError: the budget would shrink while workers are at it.
     """
     if stored is None:
         studies.create(storage, record, environment())
-        ledger, _ = open_ledger(storage, record.name, record.config.workers)
+        ledger, study = open_ledger(storage, record.name, record.config.workers)
     else:
         ledger, study = open_ledger(storage, record.name, record.config.workers)
         at_work = sum(row.lives for row in listed(ledger))
@@ -269,6 +281,9 @@ def _requested(storage: PersistentStorage, record: StudyRecord, stored: StudyRec
                 f"it off; it can be lowered to {record.config.trials} once they have stopped"
             )
         studies.update(study, record.config)
+    if artifacts is not None and study.user_attrs.get(ARTIFACTS) != artifacts:
+        study.set_user_attr(PUBLISHED, None)  # what was published before goes there, too
+        study.set_user_attr(ARTIFACTS, artifacts)
     ledgers.request(ledger, record.config.trials, len(record.config.start))
     return ledger
 
@@ -297,7 +312,7 @@ def _new(name: str, options: RunOptions, kind: str, show: Show) -> StudyRecord:
     if options.study is None:
         show(Note(f"study definition {chosen!r}, which fits {kind}; another one with --study"))
     data_dir = data_folder(options.data_dir)
-    dataset = source.resolve(options.dataset, data_dir)
+    dataset = source.resolve(options.dataset, data_dir, lambda text: show(Note(text)))
     fallback = options.dataset == "auto" and dataset == "digits"
     config = _overridden(config, options)
     return StudyRecord(name, config, DatasetRecord(dataset, "", (), 0, 0, fallback))

@@ -5,12 +5,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import optuna
 
 from search import ledger as ledgers
+from search.artifacts import Store
 from search.confirm import confirmation
 from search.events import Note, Show, Stage, TrialFinished
 from search.launcher import Assignment, Crew
@@ -76,13 +76,13 @@ class Publisher:
         study: optuna.Study,
         record: StudyRecord,
         ledger: Ledger,
-        folder: Path,
+        files: Store,
         storage_shown: str,
         show: Show,
         told: set[str],
     ) -> None:
         self._study, self._record, self._ledger = study, record, ledger
-        self._folder, self._storage_shown, self._show, self._told = folder, storage_shown, show, told
+        self._files, self._storage_shown, self._show, self._told = files, storage_shown, show, told
 
     def publish(self) -> None:
         count: Budget = ledgers.budget(self._ledger)
@@ -92,7 +92,7 @@ class Publisher:
             self._record,
             count.requested,
             count.waiting,
-            self._folder,
+            self._files,
             self._storage_shown,
             confirmed,
         )

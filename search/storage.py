@@ -1,7 +1,6 @@
 """The database that a study lives in: SQLite or PostgreSQL, by any SQLAlchemy URL."""
 
 import contextlib
-import fcntl
 import os
 import random
 import threading
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 
+from data.lock import file_lock
 from search.errors import UserError, first_line
 from search.persistent import PersistentStorage
 from search.tables import TABLES
@@ -259,7 +259,12 @@ def exclusive(url: URL, what: str, wait: bool = True) -> Iterator[bool]:
         whether it is held; always true with ``wait``.
     """
     if url.drivername == "sqlite":
-        with _file_lock(Path(f"{url.database}.{what}.lock"), wait) as held:
+        path = Path(f"{url.database}.{what}.lock")
+        with contextlib.ExitStack() as stack:
+            try:
+                held = stack.enter_context(file_lock(path, wait))
+            except OSError as error:
+                raise UserError(f"{path} cannot be written: {error.strerror}") from error
             yield held
         return
     engine = sa.create_engine(with_password(url), poolclass=sa.NullPool, connect_args=POSTGRESQL_CONNECTION)
@@ -272,36 +277,6 @@ def exclusive(url: URL, what: str, wait: bool = True) -> Iterator[bool]:
             held = bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))))
         connection.commit()
         yield held
-
-
-@contextlib.contextmanager
-def _file_lock(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold a lock file that is there only while somebody holds it."""
-    while True:
-        try:
-            file = path.open("a")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            if not _is_file_at(path, file.fileno()):
-                continue  # its last holder removed it between the opening and the lock
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_file_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def study_names(storage: RDBStorage) -> list[str]:

@@ -31,6 +31,8 @@ CONFIRM = ".confirm"
 """Ends the name of the study that confirms another one's best configurations (`search.confirm`)."""
 FINALE = "finale"
 """User attribute of a search: whether its end is followed by a confirmation and a retrain."""
+ARTIFACTS = "artifacts"
+"""User attribute of a study: the URL of the store (`search.artifacts`) that its files are copied to."""
 MAX_SEED = 2**31
 MOST_GAUSSIAN = 300
 """Slots from here on are TPE's: a Gaussian process of 300 trials takes 0.24 s of two cores for a proposal, of 1,000

@@ -19,6 +19,7 @@ from search.errors import first_line
 from search.events import Note, Show
 from search.ledger import Attempt, Ledger
 from search.memory import is_broken_device, is_out_of_memory
+from search.mirror import Mirror, mirror_of
 from search.process import place
 from search.seat import TrialResult, Trouble
 from search.stop import Stop
@@ -31,13 +32,13 @@ from search.workers import Heart, Place, take_device
 
 @dataclass
 class TrainingSeat:
-    """A worker's device, images and folder."""
+    """A worker's device, images and files."""
 
     worker: str
     worker_name: str
     device: torch.device
     split: Split
-    checkpoints: Path
+    files: Mirror
     _shortened: dict[int, Split] = field(default_factory=dict)
     _writer: CheckpointWriter | None = None
 
@@ -48,8 +49,8 @@ class TrainingSeat:
             cause = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
             show(Note(f"warning: no checkpoint, so a killed trial starts afresh: {path.parent}: {cause}"))
 
-        self._writer = CheckpointWriter(path, warn)
-        return run_attempt(attempt, config, self._split_for(config), self._writer, heart, stop, show)
+        self._writer = CheckpointWriter(path, warn, self.files.keep_up)
+        return run_attempt(attempt, config, self._split_for(config), self._writer, self.files, heart, stop, show)
 
     def trouble(self, error: Exception) -> Trouble:
         if isinstance(error, NonFiniteLossError):
@@ -61,7 +62,9 @@ class TrainingSeat:
     def forget(self, slot: int) -> None:
         if self._writer is not None:
             self._writer.wait()
-        remove_checkpoint(self._checkpoint(slot))
+        path = self._checkpoint(slot)
+        remove_checkpoint(path)
+        self.files.remove(path)
 
     def free_memory(self) -> None:
         gc.collect()
@@ -75,17 +78,18 @@ class TrainingSeat:
         return self._shortened[count]
 
     def _checkpoint(self, slot: int) -> Path:
-        return self.checkpoints / f"slot-{slot:06d}.safetensors"
+        return self.files.out / "checkpoints" / f"slot-{slot:06d}.safetensors"
 
 
 def take_seat(ledger: Ledger, study: optuna.Study, worker: str, options: WorkerOptions, show: Show) -> TrainingSeat:
     """Choose a device, and load the study's images onto it.
 
     Raises:
-        UserError, DataError, ConfigError: no such device, or not the study's images.
+        UserError, DataError, ConfigError: no such device, not the study's images, or no boto3 for the study's store.
     """
     record = studies.record_of(study)
     assert record is not None
+    files = mirror_of(study, options.out, show)
     torch.set_float32_matmul_precision("high")
     devices = {str(device): device for device in resolve_devices(options.device)}
     places = [Place(name, describe_device(device), _key(device)) for name, device in devices.items()]
@@ -95,12 +99,12 @@ def take_seat(ledger: Ledger, study: optuna.Study, worker: str, options: WorkerO
     else:
         torch.cuda.set_device(device)
     dataset = options.dataset or record.dataset.name
-    source.prepare(dataset, options.data_dir)
+    source.prepare(dataset, options.data_dir, tell=lambda text: show(Note(text)))
     split = load_split(dataset, options.data_dir, DIVISION_SEED, device)
     studies.refuse_other_data(record, split.fingerprint)
     show(Note(f"worker {os.getpid()} on {describe_device(device)} works at study {record.name!r}"))
     name = f"{socket.gethostname()}:{os.getpid()}"
-    return TrainingSeat(worker, name, device, split, options.out / "checkpoints")
+    return TrainingSeat(worker, name, device, split, files)
 
 
 def _key(device: torch.device) -> str:

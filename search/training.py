@@ -10,13 +10,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from data.split import Split
-from model.checkpoint import CheckpointWriter, as_read_back, load_checkpoint, read_about
+from model.checkpoint import CheckpointWriter, as_read_back, load_checkpoint
 from model.config import ConfigError
 from model.fit import fit, start_state
 from model.network import BlockNetwork, build_network
 from model.result import EpochResult
 from model.tuning import tuned
 from search.errors import first_line
+from search.mirror import Mirror
 from search.settings import TrialConfig
 
 MOST_POINTS = 1000
@@ -49,6 +50,7 @@ def train(
     config: TrialConfig,
     split: Split,
     checkpoint: Path,
+    files: Mirror,
     expected: float,
     told: Callable[[EpochResult], None],
     warn: Callable[[str], None],
@@ -59,6 +61,7 @@ def train(
         config: of network and training.
         split: on the device to train on.
         checkpoint: file, written after every epoch; it is left there.
+        files: holds its copy.
         expected: seconds that this will take.
         told: gets every epoch's result.
         warn: gets what stands in the way of checkpoints.
@@ -77,15 +80,17 @@ def train(
     state = start_state(network, config.fit, device)
     curve: list[dict[str, Any]] = []
     losses: list[list[float]] = []
-    about = read_about(checkpoint)
-    if about is not None and about.get("identity") == identity:
+    about = files.newest(checkpoint, identity)
+    if about is not None:
         try:
             load_checkpoint(checkpoint, both, state)
             curve, losses = about["curve"], about["losses"]
         except (ConfigError, KeyError) as error:
             warn(f"the checkpoint {checkpoint} cannot be used, so this training starts afresh: {error}")
     writer = CheckpointWriter(
-        checkpoint, lambda error: warn(f"no checkpoint, so a killed retrain starts afresh: {first_line(error)}")
+        checkpoint,
+        lambda error: warn(f"no checkpoint, so a killed retrain starts afresh: {first_line(error)}"),
+        files.keep_up,
     )
     averaged_after = epochs - max(1, math.floor(AVERAGED_SHARE * epochs))
     try:

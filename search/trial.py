@@ -9,7 +9,7 @@ import torch
 from optuna.trial import TrialState
 
 from data.split import Split
-from model.checkpoint import CheckpointWriter, as_read_back, load_checkpoint, read_about
+from model.checkpoint import CheckpointWriter, as_read_back, load_checkpoint
 from model.config import ConfigError
 from model.cost import count_cost
 from model.device import describe_device
@@ -21,6 +21,7 @@ from search.audit import WOULD_STOP
 from search.events import EpochFinished, Note, Show, TrialStarted
 from search.ledger import Attempt, LeaseLostError
 from search.memory import peak_memory, reset_peak_memory
+from search.mirror import Mirror
 from search.objective import ATTRIBUTES, LATENCY_BATCH, second_objective
 from search.seat import TrialResult
 from search.settings import TrialConfig, trial_config
@@ -36,6 +37,7 @@ def run_attempt(
     config: StudyConfig,
     split: Split,
     checkpoints: CheckpointWriter,
+    files: Mirror,
     heart: Heart,
     stop: Stop,
     show: Show,
@@ -66,7 +68,7 @@ def run_attempt(
         heart.progress = Progress(trial.number, 0, chosen.fit.epochs)
         curve: list[EpochResult] = []
         try:
-            return _train(attempt, config, chosen, split, checkpoints, heart, stop, show, curve)
+            return _train(attempt, config, chosen, split, checkpoints, files, heart, stop, show, curve)
         except BaseException:
             checkpoints.wait()  # whoever goes on with this trial may be about to read it
             raise
@@ -84,6 +86,7 @@ def _train(
     chosen: TrialConfig,
     split: Split,
     checkpoints: CheckpointWriter,
+    files: Mirror,
     heart: Heart,
     stop: Stop,
     show: Show,
@@ -95,8 +98,8 @@ def _train(
     )
     network = build_network(chosen.network, chosen.fit.seed, device)
     state = start_state(network, chosen.fit, device)
-    about = read_about(checkpoints.path)
-    if about is not None and about.get("identity") == identity:
+    about = files.newest(checkpoints.path, identity, elsewhere=attempt.lease.attempt > 1)
+    if about is not None:
         try:
             load_checkpoint(checkpoints.path, network, state)
             curve += [EpochResult(**result) for result in about["curve"]]

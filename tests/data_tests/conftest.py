@@ -53,6 +53,8 @@ class Site:
     url: str
     answer: str = "whole"
     requests: list[str] = field(default_factory=list)
+    downloads: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
 
 
 ImageMaker = Callable[..., Path]
@@ -108,7 +110,8 @@ def site(tiny_cifar10: TinyCifar10, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """A site on 127.0.0.1 that serves the tiny archive, in the way that ``site.answer`` says.
 
     whole: as it should. wrong: a page of a login portal. half, half-chunked: breaks off half-way, with and without
-    an announced length. stalls: stands still half-way. missing: 404. babble: does not speak HTTP.
+    an announced length. stalls: stands still half-way. gated: sends the second half once ``site.gate`` is set.
+    missing: 404. babble: does not speak HTTP.
     """
     released = threading.Event()
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
@@ -119,6 +122,7 @@ def site(tiny_cifar10: TinyCifar10, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.setattr(CIFAR10, "url", state.url)
         yield state
         released.set()
+        state.gate.set()
         server.shutdown()
         thread.join()
 
@@ -240,6 +244,8 @@ def _handler(site: Site, archive: bytes, released: threading.Event) -> type[Base
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         site.requests.append(handler.command)
+        # torchvision asks for the archive twice, first for its address only: a GET with the header `Method: HEAD`.
+        site.downloads += handler.command == "GET" and handler.headers.get("Method") != "HEAD"
         half = archive[: len(archive) // 2]
         handler.close_connection = True
         if site.answer == "whole":
@@ -254,6 +260,11 @@ def _handler(site: Site, archive: bytes, released: threading.Event) -> type[Base
             send(handler, half, len(archive))
             if handler.command == "GET":
                 released.wait(20)
+        elif site.answer == "gated":
+            send(handler, half, len(archive))
+            if handler.command == "GET":
+                site.gate.wait(60)
+                handler.wfile.write(archive[len(half) :])
         elif site.answer == "missing":
             handler.send_error(404)
         elif site.answer == "babble":

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -271,6 +272,26 @@ def test_one_checkpoint_is_written_at_a_time_and_the_last_one_stays(
     assert slow.begun == 3
     assert read_about(writer.path) == {**ABOUT, "slot": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_each_file_is_handed_over_once_it_is_whole_and_before_the_next_one(digits: Split, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def take(path: Path) -> None:
+        time.sleep(0.2)
+        seen.append(read_about(path))
+
+    writer = CheckpointWriter(tmp_path / "checkpoint", unexpected, take)
+    for slot in range(3):
+        writer.save(*trained(digits), {**ABOUT, "slot": slot})
+    assert len(seen) == 2
+    writer.wait()
+    assert seen == [{**ABOUT, "slot": slot} for slot in range(3)]
+    (tmp_path / "file").touch()
+    writer = CheckpointWriter(tmp_path / "file" / "checkpoint", lambda _: None, take)
+    writer.save(*begin(), ABOUT)
+    writer.wait()
+    assert len(seen) == 3
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_of_once_and_no_more_are_tried(

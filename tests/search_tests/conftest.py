@@ -20,6 +20,7 @@ from search.stop import Stop, StoppedError
 from search.storage import storage_url
 from search.worker import WorkerOptions, work
 from support.command import Command, Ended
+from support.s3 import S3Server
 
 TINY = """
 trials = 4
@@ -72,7 +73,8 @@ def home(tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (cache / "block-search" / "compiled").symlink_to(compiled)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.delenv("SEARCH_DATA_DIR", raising=False)
-    monkeypatch.delenv("SEARCH_STORAGE", raising=False)
+    for name in ("SEARCH_STORAGE", "SEARCH_ARTIFACTS"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -189,6 +191,15 @@ def any_storage(request: pytest.FixtureRequest, home: Path) -> URL:
     if request.param == "sqlite":
         return storage_url(f"sqlite:///{home / 'any.db'}")
     return storage_url(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def s3(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A real S3 server with an empty bucket, which boto3 finds."""
+    server = S3Server(tmp_path_factory.mktemp("s3") / "buckets")
+    server.set_up(monkeypatch)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

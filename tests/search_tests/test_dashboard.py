@@ -3,14 +3,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -19,23 +15,14 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import URL
 
+from search.artifacts import Folder
 from search.dashboard import serve
 from search.errors import UserError
 from search.publish import publish
 from search.storage import opened
 from search.study import DatasetRecord, StudyRecord, create
 from search.study_file import find_study
-
-SERVER = """
-import sys
-from pathlib import Path
-from search.dashboard import serve
-from search.storage import open_storage, storage_url
-
-serve(open_storage(storage_url(sys.argv[1])), Path(sys.argv[2]), port=int(sys.argv[3]),
-      ready=lambda url: print(url, flush=True))
-print("ended", flush=True)
-"""
+from support.dashboard import get, page, served
 
 
 def record() -> StudyRecord:
@@ -62,32 +49,8 @@ def published(storage: RDBStorage, folder: Path) -> optuna.Study:
     for value in (0.5, 0.8125, 0.7):
         add(study, value)
     add(study, 0.2, TrialState.PRUNED)
-    assert publish(study, record(), 20, 0, folder / "artifacts", "sqlite:///studies/search.db") == []
+    assert publish(study, record(), 20, 0, Folder(folder / "artifacts"), "sqlite:///studies/search.db") == []
     return study
-
-
-@contextmanager
-def served(url: URL, folder: Path, port: int) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The real server in a process of its own: its address."""
-    command = [sys.executable, "-c", SERVER, url.render_as_string(hide_password=False), str(folder), str(port)]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip(), process
-        finally:
-            process.kill()
-
-
-def get(address: str) -> bytes:
-    with urllib.request.urlopen(address, timeout=30) as response:
-        content: bytes = response.read()
-        return content
-
-
-def page(address: str, study: optuna.Study) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(get(f"{address}api/studies/{study._study_id}"))
-    return content
 
 
 @pytest.fixture
@@ -114,7 +77,7 @@ def test_it_serves_what_is_published_and_sees_what_others_add(any_storage: URL, 
 
             add(study, 0.9)
             running = study.ask()
-            publish(study, record(), 20, 0, folder / "artifacts", "")
+            publish(study, record(), 20, 0, Folder(folder / "artifacts"), "")
             deadline = time.monotonic() + 30
             while len(page(address, study)["trials"]) < 6:
                 assert time.monotonic() < deadline

@@ -24,6 +24,7 @@ from model.fit import NonFiniteLossError
 from model.result import EpochResult
 from search import training
 from search.confirm import seeds_of
+from search.mirror import Mirror
 from search.settings import TrialConfig
 from search.stop import Stop
 from search.storage import opened
@@ -268,9 +269,10 @@ def test_a_damaged_checkpoint_is_left_aside_with_a_warning(tmp_path: Path) -> No
     split = load_split("digits", tmp_path, DIVISION_SEED, torch.device("cpu"))
     config = TrialConfig(NetworkConfig((8,), 1, (True,)), FitConfig(epochs=2, precision="float32"))
     path, told, warned = tmp_path / "c.safetensors", [], []
-    first = training.train(config, split, path, 1.0, told.append, warned.append)
+    files = Mirror(tmp_path, None, warned.append)
+    first = training.train(config, split, path, files, 1.0, told.append, warned.append)
     path.write_bytes(path.read_bytes()[:-100])
-    second = training.train(config, split, path, 1.0, told.append, warned.append)
+    second = training.train(config, split, path, files, 1.0, told.append, warned.append)
     assert [result.epoch for result in told] == [1, 2, 1, 2]
     assert all(b.equal(a) for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True))
 

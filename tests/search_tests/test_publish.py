@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import URL
 
+from search.artifacts import Folder
 from search.persistent import PersistentStorage
 from search.publish import YOURS, publish
 from search.storage import opened, shown
@@ -74,7 +75,7 @@ def add(
 
 
 def put(study: optuna.Study, folder: Path, requested: int = 20, waiting: int = 0, shown_url: str = SHOWN) -> list[str]:
-    return publish(study, record(), requested, waiting, folder, shown_url)
+    return publish(study, record(), requested, waiting, Folder(folder), shown_url)
 
 
 class Page:
@@ -272,20 +273,20 @@ def test_the_finale_has_graphs_as_soon_as_there_is_something_to_show(
         add(study, value=value)
     confirmation = finale.confirmation(study.get_trials())
     begun = [{**row, "accuracies": {}, "mean": None} for row in confirmation["configurations"]]
-    publish(study, record(), 20, 0, folder, SHOWN, {**confirmation, "configurations": begun})
+    publish(study, record(), 20, 0, Folder(folder), SHOWN, {**confirmation, "configurations": begun})
     assert set(Page(study, storage, folder).graphs) == GRAPHS
 
-    publish(study, record(), 20, 0, folder, SHOWN, confirmation)
+    publish(study, record(), 20, 0, Folder(folder), SHOWN, confirmation)
     assert set(Page(study, storage, folder).graphs) == GRAPHS | {"search-confirmation"}
 
     study.set_user_attr("retrain", finale.retrain(1, ("cat", "dog")))
-    publish(study, record(), 20, 0, folder, SHOWN, confirmation)
+    publish(study, record(), 20, 0, Folder(folder), SHOWN, confirmation)
     stored = contents(storage)
     graphs = Page(study, storage, folder).graphs
     assert set(graphs) == GRAPHS | {"search-confirmation", "search-retrain-accuracy", "search-retrain-loss"}
     assert "trial 1" in graphs["search-confirmation"]["data"][0]["y"]
 
-    publish(study, record(), 20, 0, folder, SHOWN, confirmation)
+    publish(study, record(), 20, 0, Folder(folder), SHOWN, confirmation)
     assert contents(storage) == stored
 
 
@@ -471,5 +472,5 @@ def test_a_study_in_a_file_says_that_workers_join_on_this_machine(
 
 def test_a_definition_that_changes_is_told(study: optuna.Study, storage: RDBStorage, folder: Path) -> None:
     put(study, folder)
-    publish(study, record(description="Now with wider blocks."), 20, 0, folder, SHOWN)
+    publish(study, record(description="Now with wider blocks."), 20, 0, Folder(folder), SHOWN)
     assert "Now with wider blocks." in Page(study, storage, folder).note

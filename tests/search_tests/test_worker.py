@@ -436,7 +436,7 @@ def test_a_worker_whose_lease_went_to_another_writes_nothing_more(
         yield 0.7 if call == 0 else 0.6
 
     scripted(monkeypatch, script)
-    monkeypatch.setattr(search.trial, "read_about", lambda _: None)
+    monkeypatch.setattr("search.mirror.read_about", lambda _: None)
     notes: list[Event] = []
     done: list[int] = []
     sleeper = threading.Thread(target=lambda: done.append(run_worker(show=notes.append)))

@@ -1,0 +1,79 @@
+"""Locks between processes, held on files: one process of a machine does what the others would only repeat."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Let one process at a time into the context; what it was to do may be done by somebody else by then.
+
+    Where no lock can be had, everybody goes in at once: a folder that nobody here can write needs none, and a few
+    network file systems know none (ENOLCK, EOPNOTSUPP). NFS has held such locks for all its clients since Linux
+    2.6.12; on others they may hold one machine's processes only.
+
+    Args:
+        lock: file, which is there only while somebody holds it; its folder is made where it is absent.
+        waits: called where somebody else is at it, before the waiting.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(file_lock(lock, wait=False)):
+                waits()
+                stack.enter_context(file_lock(lock, wait=True))
+        yield
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold a lock file, which is there only while somebody holds it. The hold ends with the process, however that ends.
+
+    Args:
+        path: the file; its folder must be there.
+        wait: until nobody else holds it.
+
+    Yields:
+        whether it is held; always true with ``wait``.
+
+    Raises:
+        OSError: the file can be neither made nor read, or its file system knows no locks.
+    """
+    while True:
+        with _opened(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if not _is_file_at(path, file.fileno()):
+                continue  # its last holder removed it between the opening and the lock
+            try:
+                yield True
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("a")
+    except OSError as error:
+        # Whoever sees a folder through a read-only mount can still wait for one who writes to it.
+        try:
+            return path.open()
+        except OSError:
+            raise error from None
+
+
+def _is_file_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
