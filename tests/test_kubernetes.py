@@ -7,7 +7,6 @@ processes, in the order that a cluster holds them to, against a real PostgreSQL.
 """
 
 import copy
-import http.client
 import json
 import re
 import shlex
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -494,7 +494,7 @@ class Cluster(Site):
         self.port = free_port()
         self.programs = home / "programs"
         self.programs.mkdir()
-        (self.programs / "python").symlink_to(sys.executable)
+        self.add("python", f'exec {sys.executable} "$@"')
         self.add("pg_isready", f'exec {postgres_tool("pg_isready")} --port={storage.port} "$@"')
         self.add("sleep", "exec /bin/sleep 0.5")
 
@@ -508,12 +508,13 @@ class Cluster(Site):
 
     def given(self, name: str) -> dict[str, str]:
         given = self.manifests.environment(self.container(name))
-        replaced = {"TRIALS": str(TRIALS), "STUDY": "cpu", "DATASET": "digits", "HOME": str(self.home / "tmp")}
+        places = {"TRIALS": str(TRIALS), "STUDY": "cpu", "DATASET": "digits", "HOME": str(self.home / "tmp")}
+        places |= self.access()
         if "SEARCH_STORAGE" in given:
-            replaced |= self.access()
+            assert set(places) <= set(given)
+            given |= places
         threads = {key: "1" for key in given if key.endswith("_THREADS")}
-        assert not given or set(replaced) <= set(given)
-        return {**given, **replaced, **threads, "PATH": f"{self.programs}:/usr/bin:/bin"}
+        return {**given, **threads, "PATH": f"{self.programs}:/usr/bin:/bin"}
 
     def start(self, name: str, *more: str, log: str | None = None) -> "subprocess.Popen[bytes]":
         given = self.given(name)
@@ -527,10 +528,10 @@ class Cluster(Site):
         probe = self.container(name)[kind]
         if "exec" in probe:
             return self.call("probes", probe["exec"]["command"], self.given(name))[0] == 0
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=probe["timeoutSeconds"])
+        address = f"http://127.0.0.1:{self.port}{probe['httpGet']['path']}"
         try:
-            connection.request("GET", probe["httpGet"]["path"])
-            return 200 <= connection.getresponse().status < 400
+            with urllib.request.urlopen(address, timeout=probe["timeoutSeconds"]):
+                return True
         except OSError:
             return False
 

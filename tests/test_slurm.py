@@ -240,6 +240,17 @@ class TestWhatIsCalled:
         alone = {"SLURM_ARRAY_JOB_ID": "", "SLURM_ARRAY_TASK_ID": "", "SLURM_RESTART_COUNT": "2"}
         assert "job 45, start 3\n" in desk.run("run", **alone)[1]
 
+    def test_that_job_goes_back_into_the_queue_and_no_other(self, desk: Desk) -> None:
+        """The number of the whole array is that of one of its tasks, too."""
+        for variables in ({"SLURM_JOB_ID": "42"}, {"SLURM_ARRAY_JOB_ID": "", "SLURM_ARRAY_TASK_ID": ""}):
+            desk.tell("wait130")
+            process = desk.start("worker", **variables)
+            desk.until("waits")
+            (desk.folder / "waits").unlink()
+            process.send_signal(signal.SIGUSR1)
+            process.communicate(timeout=20)
+        assert desk.lines("requeued") == ["requeue 42_3", "requeue 45"]
+
 
 class TestEnds:
     @pytest.mark.parametrize(
@@ -267,7 +278,7 @@ class TestEnds:
         desk.until("waits")
         process.send_signal(signal.SIGUSR1)  # `B:` in --signal: to the script alone
         out, _ = process.communicate(timeout=20)
-        assert (process.returncode, desk.worked, desk.lines("requeued")) == (130, 1, ["requeue 45"])
+        assert (process.returncode, desk.worked, desk.lines("requeued")) == (130, 1, ["requeue 42_3"])
         assert "back into the queue" in out
 
     @pytest.mark.parametrize("all_of_them", [False, True])
@@ -291,7 +302,7 @@ class TestEnds:
             process.send_signal(number)
             time.sleep(0.05)
         process.communicate(timeout=20)
-        assert (process.returncode, desk.worked, desk.lines("requeued")) == (130, 1, ["requeue 45"])
+        assert (process.returncode, desk.worked, desk.lines("requeued")) == (130, 1, ["requeue 42_3"])
 
     def test_done_near_the_time_limit_is_done(self, desk: Desk) -> None:
         desk.tell("wait0")
@@ -307,7 +318,7 @@ class TestEnds:
         desk.until("waits")
         process.send_signal(signal.SIGUSR1)
         process.communicate(timeout=20)
-        assert (process.returncode, desk.worked, desk.lines("requeued")) == (1, 1, ["requeue 45"])
+        assert (process.returncode, desk.worked, desk.lines("requeued")) == (1, 1, ["requeue 42_3"])
 
     def test_while_it_waits_for_its_study(self, desk: Desk) -> None:
         (desk.folder / "status").write_text("2")
@@ -316,7 +327,7 @@ class TestEnds:
         desk.until("waits")
         process.send_signal(signal.SIGUSR1)
         process.communicate(timeout=20)
-        assert (process.returncode, desk.worked, desk.lines("requeued")) == (130, 0, ["requeue 45"])
+        assert (process.returncode, desk.worked, desk.lines("requeued")) == (130, 0, ["requeue 42_3"])
 
 
 class Slurm(Site):
@@ -368,13 +379,13 @@ class TestWork:
         limited.send_signal(signal.SIGUSR1)
         assert limited.wait(timeout=30) == 130
         assert time.monotonic() - begun < 12
-        assert slurm.requeued == ["requeue 101"]
+        assert slurm.requeued == ["requeue 100_1"]
         again = slurm.submit("worker 1", "worker", task=1, restarts=1)
 
         slurm.until(lambda: slurm.works(preempted) or preempted.poll() is not None)
         os.killpg(preempted.pid, signal.SIGTERM)
         assert preempted.wait(timeout=30) == 130
-        assert slurm.requeued == ["requeue 101"]
+        assert slurm.requeued == ["requeue 100_1"]
 
         assert search.wait(timeout=300) == 0, slurm.said("search")
         assert again.wait(timeout=100) == 0, slurm.said("worker 1")

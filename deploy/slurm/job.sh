@@ -40,6 +40,8 @@ wrong() {
 command -v python >/dev/null || wrong "no python: activate the environment of block-search before sbatch"
 
 command=$1 name=${STUDY_NAME:-cifar10} dataset=${DATASET:-cifar10}
+# Not SLURM_JOB_ID alone: of one task of an array it is the number of the whole array.
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 shift
 [[ $command == worker ]] || set -- --dataset="$dataset" "$@"
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
@@ -81,12 +83,11 @@ search() {
 finish() {
   if [[ $reason == limit && $1 != [02] ]]; then
     echo "job.sh: the time limit is near; back into the queue"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$job"
   fi
   exit "$1"
 }
 
-job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 echo "job.sh: $command of study $name on $(hostname), job $job, start $((${SLURM_RESTART_COUNT:-0} + 1))"
 
 search data --dataset="$dataset" || finish $?

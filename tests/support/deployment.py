@@ -28,7 +28,7 @@ from support.database import NASTY, TRACES, dump
 
 ROOT = Path(__file__).parents[2]
 
-TRIALS = 8
+TRIALS = 30
 QUICK = ("--max-epochs=2", "--train-images=300", "--max-retrain-epochs=1")
 """What makes a search of digits short."""
 
@@ -136,17 +136,23 @@ class Site:
     def said(self, log: str) -> str:
         return (self.logs / log).read_text()
 
+    def stated(self) -> tuple[int, str]:
+        """What `search status` tells a script, with its exit status."""
+        return self.call("status", [*entrypoint(), "status", "--name=cifar10", "--format=json"], self.access())
+
     def status(self) -> dict[str, Any]:
-        """What `search status` tells a script."""
-        status, text = self.call("status", [*entrypoint(), "status", "--name=cifar10", "--format=json"], self.access())
+        status, text = self.stated()
         assert status == 0, text
         stated: dict[str, Any] = json.loads(text)
         return stated
 
     def works(self, process: "subprocess.Popen[bytes]") -> bool:
         """Whether a process, or one that it started, trains something just now."""
+        status, text = self.stated()
+        if status != 0:  # no study yet
+            return False
         mine = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
-        found = [one["state"] for one in self.status()["workers"] if int(one["worker"].rpartition(":")[2]) in mine]
+        found = [one["state"] for one in json.loads(text)["workers"] if int(one["worker"].rpartition(":")[2]) in mine]
         return found == ["working"]
 
     def until(self, check: Callable[[], bool], seconds: float = 100) -> None:
