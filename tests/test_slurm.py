@@ -5,11 +5,13 @@ asked for. First a `python` that ends as told stands for the program, so that ev
 the program itself works at a real PostgreSQL.
 """
 
+import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -341,9 +343,8 @@ class Slurm(Site):
         scontrol.write_text(f'#!/bin/bash\necho "$*" >> {shlex.quote(str(self.home))}/requeued\n')
         scontrol.chmod(0o755)
         given = {
-            **self.access(),
-            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "DATASET": "digits",
+            **self.given(),
+            "PATH": f"{programs}:{self.given()['PATH']}",
             "SLURM_JOB_ID": str(100 + task),
             "SLURM_CPUS_PER_TASK": "1",
             **({"SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": str(task)} if task else {}),
@@ -351,10 +352,30 @@ class Slurm(Site):
         }
         return self.spawn(log, ["bash", str(ROOT / SCRIPT), *words], given)
 
+    def given(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**self.access(), "PATH": path, "DATASET": "digits"}
+
     @property
     def requeued(self) -> list[str]:
         file = self.home / "requeued"
         return file.read_text().splitlines() if file.exists() else []
+
+    def ask(self, *words: str) -> str:
+        """What one of Slurm's own commands says."""
+        status, text = self.call("slurm", words, self.given())
+        assert status == 0, text
+        return text
+
+    def sbatch(self, *words: str) -> str:
+        """The number of a job in the real cluster, which may have no GPU."""
+        return self.ask("sbatch", "--parsable", "--gres=none", "--cpus-per-task=1", "--mem=2G", *words).strip()
+
+    def state(self, job: str) -> tuple[str, int]:
+        """Of a job, or of one task of an array; and how often it was requeued."""
+        shown = self.ask("scontrol", "show", "job", job)
+        (state,), (restarts,) = re.findall(r"JobState=(\w+)", shown), re.findall(r"Restarts=(\d+)", shown)
+        return state, int(restarts)
 
 
 @pytest.fixture
@@ -404,3 +425,53 @@ class TestWork:
         assert "password authentication failed" in slurm.said("search")
         assert "another one" not in slurm.said("search")
         assert slurm.requeued == []
+
+
+def cluster_is_missing() -> str:
+    """Why nothing can be tried in a real cluster; empty where it can."""
+    if shutil.which("sbatch") is None:
+        return "Slurm is not installed"
+    found = subprocess.run(["sinfo", "--noheader", "--format=%n"], capture_output=True, text=True, check=False)
+    if set(found.stdout.split()) != {socket.gethostname().partition(".")[0]}:
+        return "there is no Slurm cluster of this machine alone; the test's database listens on 127.0.0.1"
+    return ""
+
+
+@pytest.mark.slow
+class TestCluster:
+    @pytest.mark.timeout(600)
+    def test_an_array_with_a_task_that_is_requeued_and_one_that_is_cancelled(self, slurm: Slurm) -> None:
+        if missing := cluster_is_missing():
+            pytest.skip(missing)
+        script = str(ROOT / SCRIPT)
+        quick = ("--study=cpu", f"--trials={TRIALS}", *QUICK[:2])
+        jobs = [slurm.sbatch(script, "run", *quick, "--workers=0", "--no-finale")]
+        try:
+            jobs.append(slurm.sbatch("--array=1-2", script, "worker"))
+            requeued, cancelled = f"{jobs[1]}_1", f"{jobs[1]}_2"
+
+            def both_work() -> bool:
+                status, text = slurm.stated()
+                return status == 0 and [one["state"] for one in json.loads(text)["workers"]] == ["working"] * 2
+
+            slurm.until(both_work)
+            slurm.ask("scontrol", "requeue", requeued)
+            slurm.ask("scancel", cancelled)
+            slurm.until(lambda: slurm.state(requeued) == ("PENDING", 1))
+            slurm.until(lambda: slurm.state(cancelled) == ("CANCELLED", 0))
+            budget = slurm.status()["budget"]
+            assert (budget["running"], budget["failed_attempts"] <= 2) == (0, True)
+            assert budget["waiting"] > 0
+
+            jobs.append(slurm.sbatch("--array=3", script, "worker"))
+            for job in (jobs[0], f"{jobs[2]}_3"):
+                slurm.until(lambda job=job: slurm.state(job)[0] == "COMPLETED", 200)  # type: ignore[misc]
+            slurm.check_budget_is_exact()
+            slurm.until(lambda: slurm.state(requeued) == ("COMPLETED", 1), 200)  # Slurm waits two minutes before that
+            said = "".join(path.read_text() for path in slurm.work.glob("block-search-*.log"))
+            assert said.count("interrupted; nothing stored is lost") == 2
+            assert "worker of study cifar10" in said
+            assert f"job {requeued}, start 2\n" in said
+            assert not any(trace in said for trace in TRACES)
+        finally:
+            slurm.ask("scancel", *jobs)
