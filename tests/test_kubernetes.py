@@ -438,7 +438,7 @@ class TestCommands:
             if words[0] == "sh":
                 known = manifests.environment(container)
                 (line,) = re.findall(r"python -m search ([^;]*);", words[2])
-                words = shlex.split(re.sub(r"\$(\w+)", lambda name, known=known: known[name[1]], line))  # type: ignore
+                words = shlex.split(re.sub(r"\$(\w+)", lambda name, known=known: known[name[1]], line))
                 found[name] = words
             else:
                 assert words[:3] == ["python", "-m", "search"]

@@ -183,7 +183,7 @@ class TestWhatIsMissing:
             (["status"], {}, "say what to do"),
             (["run"], {"SLURM_JOB_ID": ""}, "Slurm runs this: sbatch deploy/slurm/job.sh run"),
             (["run"], {"SEARCH_STORAGE": ""}, "set SEARCH_STORAGE="),
-            (["worker"], {"SEARCH_STORAGE": "sqlite:///studies/search.db"}, "nodes share PostgreSQL alone"),
+            (["worker"], {"SEARCH_STORAGE": "sqlite:///studies/search.db"}, "SEARCH_STORAGE must be postgresql://"),
         ],
     )
     def test_is_said_in_one_line(self, words: list[str], variables: dict[str, str], said: str, desk: Desk) -> None:
@@ -465,7 +465,7 @@ class TestCluster:
 
             jobs.append(slurm.sbatch("--array=3", script, "worker"))
             for job in (jobs[0], f"{jobs[2]}_3"):
-                slurm.until(lambda job=job: slurm.state(job)[0] == "COMPLETED", 200)  # type: ignore[misc]
+                slurm.until(lambda job=job: slurm.state(job)[0] == "COMPLETED", 200)
             slurm.check_budget_is_exact()
             slurm.until(lambda: slurm.state(requeued) == ("COMPLETED", 1), 200)  # Slurm waits two minutes before that
             said = "".join(path.read_text() for path in slurm.work.glob("block-search-*.log"))

@@ -36,7 +36,7 @@ wrong() {
 [[ ${1:-} == run || ${1:-} == worker ]] || wrong "say what to do: sbatch deploy/slurm/job.sh run, or worker"
 [[ -n ${SLURM_JOB_ID:-} ]] || wrong "Slurm runs this: sbatch deploy/slurm/job.sh $1"
 [[ -n ${SEARCH_STORAGE:-} ]] || wrong "set SEARCH_STORAGE=postgresql://USER@HOST/DATABASE, which every node reaches"
-[[ $1 == run || $SEARCH_STORAGE == postgres*://* ]] || wrong "nodes share PostgreSQL alone, not what SEARCH_STORAGE says"
+[[ $1 == run || $SEARCH_STORAGE == postgres*://* ]] || wrong "SEARCH_STORAGE must be postgresql://, for nodes to share"
 command -v python >/dev/null || wrong "no python: activate the environment of block-search before sbatch"
 
 command=$1 name=${STUDY_NAME:-cifar10} dataset=${DATASET:-cifar10}
@@ -47,8 +47,9 @@ shift
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 # SIGTERM comes from scancel, from a preemption and from `scontrol requeue`: Slurm knows what is to become of this job.
-# SIGUSR1 comes two minutes before the time limit (some sites send it before a preemption, too), and the job would end
-# as failed: it goes back into the queue here. Either way the program hands its trial back within 10 s and ends with 130.
+# SIGUSR1 comes two to three minutes before the time limit (at some sites before a preemption, too), and the job would
+# end as failed: it goes back into the queue here. Either way the program hands its trial back within 10 s and ends
+# with 130.
 reason='' child='' signals=0
 # shellcheck disable=SC2329 # by the traps it is
 asked() {
@@ -102,8 +103,8 @@ if [[ $command == worker ]]; then # ten minutes for the search to create the stu
   done
 fi
 
-# 0: done. 2: wrong input, which would be wrong again. 130, 143: asked to go. Anything else is a crash, such as the kernel
-# killing the worker for want of memory: the study knows of it, and a new process goes on.
+# 0: done. 2: wrong input, which would be wrong again. 130, 143: asked to go. Anything else is a crash, such as the
+# kernel killing the worker for want of memory: the study knows of it, and a new process goes on.
 for try in 1 2 3; do
   search "$command" --name="$name" "$@"
   status=$?
