@@ -66,11 +66,32 @@ def _parts(which: sa.ColumnElement[bool]) -> sa.CompoundSelect[Any]:
     )
 
 
-def _read(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-    """Trials by their ids, in two statements where Optuna has six or seven."""
-    rows = connection.execute(sa.select(TRIALS).where(which).order_by(TRIALS.c.trial_id)).all()
+@dataclass(frozen=True)
+class _Reading:
+    """Two statements, where Optuna has six or seven, that read trials: those themselves, and all that belongs to them.
+
+    Made once: to make them takes longer than the database takes to answer.
+    """
+
+    trials: sa.Select[Any]
+    parts: sa.CompoundSelect[Any]
+
+
+def _reading(which: sa.ColumnElement[bool]) -> _Reading:
+    return _Reading(sa.select(TRIALS).where(which).order_by(TRIALS.c.trial_id), _parts(which))
+
+
+_AFTER = sa.and_(TRIALS.c.study_id == sa.bindparam("study"), TRIALS.c.trial_id > sa.bindparam("after"))
+ONE = _reading(TRIALS.c.trial_id == sa.bindparam("trial"))
+AFTER = _reading(_AFTER)
+AFTER_AND_SOME = _reading(sa.or_(_AFTER, TRIALS.c.trial_id.in_(sa.bindparam("some", expanding=True))))
+
+
+def _read(connection: sa.Connection, reading: _Reading, values: dict[str, Any]) -> list[FrozenTrial]:
+    """Trials by their ids."""
+    rows = connection.execute(reading.trials, values).all()
     parts: dict[int, list[sa.Row[Any]]] = {row.trial_id: [] for row in rows}
-    for part in connection.execute(_parts(which)) if rows else ():
+    for part in connection.execute(reading.parts, values) if rows else ():
         if part.trial_id in parts:  # no other that came a moment ago
             parts[part.trial_id].append(part)
     return [_frozen(row, parts[row.trial_id]) for row in rows]
@@ -159,7 +180,7 @@ class PersistentStorage(RDBStorage):
 
     def _read_trial(self, trial_id: int) -> FrozenTrial:
         with self._single.begin() as connection:
-            found = _read(connection, TRIALS.c.trial_id == trial_id)
+            found = _read(connection, ONE, {"trial": trial_id})
         if not found:
             raise KeyError(models.NOT_FOUND_MSG)
         return found[0]
@@ -214,16 +235,14 @@ class PersistentStorage(RDBStorage):
             if study_id in read:
                 return []
             read.add(study_id)
-        trials = TRIALS.c
-        which = sa.and_(trials.study_id == study_id, trials.trial_id > trial_id_greater_than)
-        if early := [one for one in included_trial_ids if one <= trial_id_greater_than]:
-            which = sa.or_(which, trials.trial_id.in_(early))
-        if states is not None:
-            which = sa.and_(which, trials.state.in_([state for state in TrialState if state in states]))
+        early = [one for one in included_trial_ids if one <= trial_id_greater_than]
+        reading = AFTER_AND_SOME if early else AFTER
+        values = {"study": study_id, "after": trial_id_greater_than, **({"some": early} if early else {})}
 
         def read_all() -> list[FrozenTrial]:
             with self._single.begin() as connection:
-                return _read(connection, which)
+                found = _read(connection, reading, values)
+            return found if states is None else [trial for trial in found if trial.state in states]
 
         return self.outage.persist(read_all)
 
