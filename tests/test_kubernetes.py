@@ -127,7 +127,10 @@ class Manifests:
             found |= self.of("ConfigMap")[source["configMapRef"]["name"]]["data"]
         for one in container.get("env", []):
             if "value" in one:
-                found[one["name"]] = one["value"]
+                found[one["name"]] = re.sub(r"\$\((\w+)\)", lambda name: found[name[1]], one["value"])
+            elif field := one["valueFrom"].get("fieldRef"):
+                assert field["fieldPath"] == "metadata.name"
+                found[one["name"]] = "worker-0-abcde"
             else:
                 part, _, what = one["valueFrom"]["resourceFieldRef"]["resource"].partition(".")
                 found[one["name"]] = container["resources"][part][what]

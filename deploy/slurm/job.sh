@@ -44,6 +44,7 @@ command=$1 name=${STUDY_NAME:-cifar10} dataset=${DATASET:-cifar10}
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 shift
 [[ $command == worker ]] || set -- --dataset="$dataset" "$@"
+export SEARCH_WORKER_LOG="Slurm job $job on $HOSTNAME: ${SLURM_SUBMIT_DIR:-.}/block-search-$SLURM_JOB_ID.log"
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 # SIGTERM comes from scancel, from a preemption and from `scontrol requeue`: Slurm knows what is to become of this job.
