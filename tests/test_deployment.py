@@ -376,8 +376,8 @@ class TestPage:
         found += [
             re.sub(" ", " --name=cifar10 ", f"{words} ", count=1) for words in re.findall(r"job\.sh (.*)", blocks)
         ]
-        assert len(found) == 3
-        assert [refused(shlex.split(words, comments=True)) for words in found] == [""] * 3
+        assert len(found) == 4
+        assert [refused(shlex.split(words, comments=True)) for words in found] == [""] * 4
 
 
 class Up(Site):

@@ -102,8 +102,8 @@ def test_equals_the_plain_tail_in_float64(
     finally:
         torch.set_num_threads(before)
     # One rounding of a result to bfloat16 is 2e-3. With a norm over as few as three values its gradient is a small
-    # difference of large numbers: 1.4e-2 was the largest seen in some thousand examples.
-    rounding = 5e-5 if dtype == torch.float32 else 4e-2
+    # difference of large numbers: 1.4e-2 was the largest seen in some thousand examples, 5.2e-5 in float32.
+    rounding = 2e-4 if dtype == torch.float32 else 4e-2
     for fast, plain in zip(*results, strict=True):
         assert error(fast, plain) < rounding
 
