@@ -175,6 +175,13 @@ class PersistentStorage(RDBStorage):
         query = sa.select(STUDY_USER.c.value_json).where(STUDY_USER.c.study_id == study_id, STUDY_USER.c.key == key)
         return next((row.value_json for row in self.outage.persist(lambda: self.rows(query))), None)
 
+    def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
+        """As Optuna's, which reads the trial's number for its message: within a transaction that would wait for itself,
+        since trials are read on a connection of their own here.
+        """
+        if trial_state.is_finished():
+            raise UpdateFinishedTrialError(f"trial {trial_id} has ended and cannot be changed any more")
+
     def get_trial(self, trial_id: int) -> FrozenTrial:
         return self.outage.persist(lambda: self._read_trial(trial_id))
 

@@ -223,6 +223,8 @@ def test_nothing_is_reported_to_a_trial_that_has_ended(storage: PersistentStorag
         storage.set_trial_intermediate_value(trial._trial_id, 2, 0.5)
     with pytest.raises(KeyError):
         storage.set_trial_intermediate_value(10**6, 2, 0.5)
+    with pytest.raises(UpdateFinishedTrialError):  # at once: not by a reading that waits for this very transaction
+        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     assert study.trials[0].intermediate_values == {1: 0.5}
 
 
