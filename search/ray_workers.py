@@ -165,7 +165,8 @@ def cluster(
     Raises:
         UserError: there is no such cluster, or its nodes cannot reach the storage.
     """
-    environment: dict[str, Any] = {"py_modules": list(CODE)}
+    # By their folders: modules themselves do not pass through Ray's client.
+    environment: dict[str, Any] = {"py_modules": [str(Path(str(module.__file__)).parent) for module in CODE]}
     if install:
         environment["pip"] = list(install)
     try:
