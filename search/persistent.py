@@ -164,6 +164,7 @@ class PersistentStorage(RDBStorage):
         # by an event (`search.storage`), and cost nothing.
         postgres = self.engine.dialect.name == "postgresql"
         self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT") if postgres else self.engine
+        self._insert = postgresql.insert if postgres else sqlite.insert  # both can update what is there already
 
     def rows(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
         """What one statement gives, in a transaction of its own."""
@@ -197,7 +198,6 @@ class PersistentStorage(RDBStorage):
 
     def _write_step(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """In one statement where Optuna has three."""
-        insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(intermediate_value)
         # Locked, so that it cannot end in between.
         open_trial = (
@@ -211,7 +211,7 @@ class PersistentStorage(RDBStorage):
             .with_for_update(read=True)
         )
         columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
-        new = insert(STEPS).from_select(columns, open_trial)
+        new = self._insert(STEPS).from_select(columns, open_trial)
         changed = {name: new.excluded[name] for name in columns[2:]}
         written = new.on_conflict_do_update(index_elements=columns[:2], set_=changed).returning(STEPS.c.trial_id)
         if not self.rows(written):
@@ -272,7 +272,6 @@ class PersistentStorage(RDBStorage):
                 self.outage.persist(lambda: self._write(gathered))
 
     def _write(self, gathered: _Gathered) -> None:
-        insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         trials = models.TrialModel.__table__
         # Locked as long as this lasts, so that it cannot end in between.
         state = sa.select(trials.c.state).where(trials.c.trial_id == gathered.trial_id).with_for_update(read=True)
@@ -286,7 +285,7 @@ class PersistentStorage(RDBStorage):
                 (models.TrialSystemAttributeModel, "key", _attribute_rows(gathered.system)),
             ):
                 if rows:
-                    new = insert(model).values([{"trial_id": gathered.trial_id, **row} for row in rows])
+                    new = self._insert(model).values([{"trial_id": gathered.trial_id, **row} for row in rows])
                     changed = {name: new.excluded[name] for name in rows[0] if name != key}
                     connection.execute(new.on_conflict_do_update(index_elements=["trial_id", key], set_=changed))
 

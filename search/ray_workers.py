@@ -8,6 +8,7 @@ Source of the terms: https://docs.ray.io/en/latest/ray-core/scheduling/resources
 """
 
 import contextlib
+import functools
 import logging
 import math
 import socket
@@ -112,6 +113,11 @@ class Cluster:
         """``cuda`` or ``cpu``: what is trained on."""
         return "cuda" if self.share.gpus else "cpu"
 
+    @functools.cached_property
+    def commit(self) -> str:
+        """Of the code that every node gets; git is asked once, not for each worker."""
+        return commit()
+
     def is_there(self) -> bool:
         """Whether the head can be reached at this moment."""
         if self.head is None:
@@ -136,7 +142,7 @@ class Cluster:
         if self.shared_data is not None:
             words += ["--data-dir", str(self.shared_data.resolve())]
         url = with_password(study.storage).render_as_string(hide_password=False)
-        environment = {"SEARCH_STORAGE": url, "SEARCH_COMMIT": commit(), **more}
+        environment = {"SEARCH_STORAGE": url, "SEARCH_COMMIT": self.commit, **more}
         return Order(tuple(words), environment, LEAVE_SECONDS - 3)
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,6 @@ class Run:
 
     process: subprocess.Popen[str]
     out: Path
-    lines: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         return self.out.read_text()
