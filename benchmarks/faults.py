@@ -35,16 +35,14 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL
 
-from benchmarks.sleeper import definition
+from benchmarks.sleeper import create, definition, quantiles
 from search import launch
-from search import study as studies
 from search.environment import commit
 from search.launch import LocalWorkers, Team
-from search.ledger import SLOT, budget, is_open, open_ledger, request
+from search.ledger import SLOT, budget, is_open, open_ledger
 from search.local_postgres import local_postgres
 from search.process import this_process
 from search.storage import open_storage, storage_url
-from search.study import DatasetRecord, StudyRecord
 from search.workers import listed
 
 ROOT = Path(__file__).parents[1]
@@ -78,17 +76,6 @@ def events(folder: Path, kind: str) -> list[list[dict[str, Any]]]:
 
 
 # Studies
-
-
-def create(url: URL, name: str, trials: int, epochs: int) -> None:
-    """One of ours, with its budget."""
-    config = definition(trials, epochs)
-    storage = open_storage(url)
-    record = StudyRecord(name, config, DatasetRecord("digits", "none", ("0", "1"), 1, 1, False))
-    studies.create(storage, record, {})
-    ledger, _ = open_ledger(storage, name, config.workers)
-    request(ledger, trials)
-    storage.engine.dispose()
 
 
 def outcome(url: URL, name: str, kind: str) -> dict[str, Any]:
@@ -218,7 +205,7 @@ def kills(url: URL, folder: Path, kind: str, seed: int, workers: int, trials: in
 
     due = time.monotonic() + 8
     if kind == "ours":
-        create(url, name, trials, 4)
+        create(url, name, definition(trials, 4))
         with our_team(url, name, folder, workers, *words) as tend:
             while not tend():
                 due = maybe_kill(due)
@@ -254,7 +241,7 @@ def outage(url: URL, folder: Path, kind: str, server: "Server", seconds: float =
         server.start()
 
     if kind == "ours":
-        create(url, name, trials, 4)
+        create(url, name, definition(trials, 4))
         folder.mkdir(exist_ok=True)
         children = [sleeper("ours", url, name, folder, index, *words) for index in range(workers)]
         break_it()
@@ -280,7 +267,7 @@ def dropped(url: URL, folder: Path, kind: str, *more: str) -> dict[str, Any]:
     name, workers, trials = f"dropped-{kind}", 8, 120
     words = ("--seconds", "1", "--epochs", "4", *more)
     if kind == "ours":
-        create(url, name, trials, 4)
+        create(url, name, definition(trials, 4))
         children = [sleeper("ours", url, name, folder, index, *words) for index in range(workers)]
     else:
         optuna.create_study(storage=url.render_as_string(hide_password=False), study_name=name, direction="maximize")
@@ -357,7 +344,7 @@ def throughput(url: URL, folder: Path, kind: str, workers: int, trials: int, rou
     go = folder / "go"
     words = ("--seconds", "0.2", "--epochs", "1", "--go", str(go), "--trials", str(trials), "--no-heartbeat")
     if kind == "ours":
-        create(url, name, trials, 1)
+        create(url, name, definition(trials, 1))
     else:
         optuna.create_study(storage=url.render_as_string(hide_password=False), study_name=name, direction="maximize")
     children = [sleeper(kind, url, name, folder, index, *words) for index in range(workers)]
@@ -386,11 +373,6 @@ def throughput(url: URL, folder: Path, kind: str, workers: int, trials: int, rou
     slept.sort()
     low, high = len(slept) // 10, len(slept) * 9 // 10
     rate = (high - low) / (slept[high] - slept[low])
-
-    def quantiles(values: list[float]) -> dict[str, float]:
-        values = sorted(values)
-        return {"median_ms": round(1000 * values[len(values) // 2], 1),
-                "p99_ms": round(1000 * values[int(0.99 * len(values))], 1)}  # fmt: skip
 
     return {"kind": kind, "workers": workers, "budget": trials, "round": round_, "trials_per_second": round(rate, 1),
             "ask": quantiles(asks), "tell": quantiles(tells), **outcome(url, name, kind)}  # fmt: skip

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,30 +34,18 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL
 
-from benchmarks.sleeper import SleepingSeat, definition
-from search import study as studies
+from benchmarks.sleeper import SleepingSeat, create, definition, quantiles
 from search import worker
 from search.environment import commit
-from search.ledger import SLOT, Ledger, budget, open_ledger, request
+from search.ledger import SLOT, Ledger, budget, open_ledger
 from search.local_postgres import local_postgres
 from search.stop import Stop
 from search.storage import opened, storage_url
-from search.study import DatasetRecord, StudyRecord
 from search.study_file import WorkersConfig
 from search.worker import WorkerOptions
 
 ROOT = Path(__file__).parents[1]
 NAME = "scale"
-
-
-def create(url: URL, trials: int, epochs: int) -> None:
-    """A study of sleeping trials with the heartbeat of a real one."""
-    config = definition(trials, epochs).model_copy(update={"workers": WorkersConfig()})
-    with opened(url) as storage:
-        record = StudyRecord(NAME, config, DatasetRecord("digits", "none", ("0", "1"), 1, 1, False))
-        studies.create(storage, record, {})
-        ledger, _ = open_ledger(storage, NAME, config.workers)
-        request(ledger, trials)
 
 
 # Workers, many to a process
@@ -146,7 +133,8 @@ class Database:
 
 def measure(url: URL, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One study, from when all workers are ready."""
-    create(url, given.trials, given.epochs)
+    config = definition(given.trials, given.epochs).model_copy(update={"workers": WorkersConfig()})  # a real heartbeat
+    create(url, NAME, config)
     database = Database(url)
     go = folder / "go"
     shares = [len(range(index, given.workers, given.processes)) for index in range(given.processes)]
@@ -223,16 +211,8 @@ def told(hosts: Sequence[dict[str, Any]], given: argparse.Namespace) -> dict[str
         "ideal_seconds": round(ideal, 2),
         "overhead": round(wall / ideal - 1, 3),
         "trials_per_second": round(given.trials / wall, 1),
-        "ask": _quantiles(asks),
-        "tell": _quantiles(tells),
-    }
-
-
-def _quantiles(values: list[float]) -> dict[str, float]:
-    values = sorted(values)
-    return {
-        "median_ms": round(1000 * statistics.median(values), 1),
-        "p99_ms": round(1000 * values[int(0.99 * len(values))], 1),
+        "ask": quantiles(asks),
+        "tell": quantiles(tells),
     }
 
 

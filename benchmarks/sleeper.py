@@ -9,6 +9,7 @@ has it. Every event is a JSON line in FILE. With ``--go`` the process waits unti
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +20,17 @@ import optuna
 from optuna.storages import RDBStorage, RetryFailedTrialCallback
 from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL
 
+from search import study as studies
 from search import worker
 from search.events import Event
-from search.ledger import Attempt, LeaseLostError, Ledger
+from search.ledger import Attempt, LeaseLostError, Ledger, open_ledger, request
 from search.seat import TrialResult, Trouble
 from search.space import sample
 from search.stop import Stop, StoppedError
-from search.storage import storage_url, with_password
+from search.storage import opened, storage_url, with_password
+from search.study import DatasetRecord, StudyRecord
 from search.study_file import StudyConfig, parse_study
 from search.worker import WorkerOptions
 from search.workers import Heart, Progress
@@ -54,6 +58,24 @@ def definition(trials: int, epochs: int) -> StudyConfig:
         "retrain": {"epochs": 1},
     }
     return parse_study(table, "benchmarks/sleeper.py")
+
+
+def create(url: URL, name: str, config: StudyConfig) -> None:
+    """A study of sleeping trials, with its budget."""
+    with opened(url) as storage:
+        record = StudyRecord(name, config, DatasetRecord("digits", "none", ("0", "1"), 1, 1, False))
+        studies.create(storage, record, {})
+        ledger, _ = open_ledger(storage, name, config.workers)
+        request(ledger, config.trials)
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Median and 99th percentile, in milliseconds."""
+    ordered = sorted(seconds)
+    return {
+        "median_ms": round(1000 * statistics.median(ordered), 1),
+        "p99_ms": round(1000 * ordered[int(0.99 * len(ordered))], 1),
+    }
 
 
 def accuracy(lr: float, epoch: int) -> float:
