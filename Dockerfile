@@ -19,10 +19,11 @@ RUN useradd --uid 10001 --user-group --create-home search \
 
 WORKDIR /opt/block-search
 
-# Dependencies first: several GB that only a change of pyproject.toml brings in anew. torch's wheels bring CUDA.
+# Dependencies first, with those of `--artifacts s3://`: several GB that only a change of pyproject.toml brings in anew.
+# torch's wheels bring CUDA.
 COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > /tmp/requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+      print(*project['dependencies'], *project['optional-dependencies']['s3'], sep='\n')" > /tmp/requirements.txt \
     && pip install --no-cache-dir --requirement /tmp/requirements.txt \
     && rm /tmp/requirements.txt
 

@@ -120,8 +120,8 @@ class Search:
     thought: float
 
 
-def summed_up(world: World, ended: Sequence[Ended], trainings: int, thought: float) -> Search:
-    """What a simulated search came to."""
+def handed_over(world: World, ended: Sequence[Ended]) -> list[tuple[float, float]]:
+    """When a search's best score changed, and what that configuration is worth on average over seeds."""
     truth = world.surrogate.mean([one.params for one in ended])[:, -1] if ended else np.zeros(0)
     best_score = -math.inf
     incumbents: list[tuple[float, float]] = []
@@ -129,6 +129,12 @@ def summed_up(world: World, ended: Sequence[Ended], trainings: int, thought: flo
         if not one.stopped and one.whole > best_score:
             best_score = one.whole
             incumbents.append((one.seconds, float(true)))
+    return incumbents
+
+
+def summed_up(world: World, ended: Sequence[Ended], trainings: int, thought: float) -> Search:
+    """What a simulated search came to."""
+    incumbents = handed_over(world, ended)
     regret = []
     for place in range(1, trainings + 1):
         there = [value for seconds, value in incumbents if seconds <= place * world.training]
@@ -179,12 +185,17 @@ def world_in(path: Path) -> World:
     return world_of(read_table(path))
 
 
-def run_one(path: Path, name: str, seed: int, workers: int, trainings: int) -> Search:
-    """One simulated search, in a process of its own, with the device time of so many whole trainings."""
+def alone(path: Path) -> World:
+    """`world_in`, in a process that simulates beside others."""
     os.environ["OMP_NUM_THREADS"] = "1"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    world = world_in(path)
+    return world_in(path)
+
+
+def run_one(path: Path, name: str, seed: int, workers: int, trainings: int) -> Search:
+    """One simulated search, in a process of its own, with the device time of so many whole trainings."""
+    world = alone(path)
     method = methods(world.config, world.surrogate.epochs)[name]
     began = time.perf_counter()
     seconds = trainings * (LONGER if name == RANDOM else 1) * world.training / workers

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks import replay
+from benchmarks import parallel, replay
 from benchmarks.curves import plan
 from benchmarks.methods import DEFAULT, RANDOM, methods
 from benchmarks.replay_page import table, told
@@ -110,3 +110,39 @@ def test_wrong_words_get_a_line(
     with pytest.raises(SystemExit):
         replay.main()
     assert complaint in capsys.readouterr().err
+
+
+def test_parallel_workers_are_held_against_one(
+    curves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, picture = tmp_path / "parallel.json", tmp_path / "parallel.png"
+    words = ["--methods", RANDOM, "--workers", "4", "1", "--seeds", "3", "--trainings", "12"]
+    monkeypatch.setattr(
+        sys, "argv", ["parallel", *words, "--curves", str(curves), "--json", str(file), "--plot", str(picture)]
+    )
+    parallel.main()
+    one, four = json.loads(file.read_text())["rows"]
+    assert (one["workers"], four["workers"]) == (1, 4)
+    assert (one["wall"][0], one["wall"][-1], four["wall"][-1]) == (0.5, 12, parallel.LEAST)
+    assert one["accuracy"][-1] >= one["accuracy"][12] > 0
+    assert picture.stat().st_size > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_speed_up_is_by_wall_time(curves: Path) -> None:
+    world = world_of(read_table(curves))
+    won = world.last_target
+    searches = {
+        ("m", 1): [[(1.0, 0.1), (8.0, won)], [(2.0, won)], [(4.0, won)]],
+        ("m", 4): [[(0.5, 0.1), (2.0, won)], [(1.0, 0.2)], [(0.5, won)]],
+        ("m", 16): [[(0.5, 0.1)], [(1.0, 0.2)], [(0.5, won)]],
+    }
+    rows = parallel.told(world, searches, 16.0)
+    assert [row["wall_to_last_target"] for row in rows] == [4.0, 2.0, None]
+    assert [row["speed_up"] for row in rows] == [1.0, 2.0, None]
+    assert [row["efficiency"] for row in rows] == [1.0, 0.5, None]
+    assert [row["reached"] for row in rows] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert rows[1]["accuracy"][0] is None  # not all had a trial by then
+    assert rows[1]["accuracy"][-1] == pytest.approx(won)
