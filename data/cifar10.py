@@ -1,5 +1,7 @@
 """CIFAR-10 through torchvision: found on disk or downloaded, and checked against torchvision's MD5 sums.
 
+torchvision itself is imported where it is needed: that takes 1.6 s, more than anything else at a command's start.
+
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
@@ -11,13 +13,18 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
 from data.errors import DataError
 from data.images import LabelledImages
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
+
+FOLDER = "cifar-10-batches-py"
+"""torchvision's folder of the files, below ``data_dir``."""
 
 PROBE_SECONDS = 12.0
 """How long a connection may take before the download site counts as out of reach."""
@@ -28,20 +35,24 @@ STALL_SECONDS = 30.0
 
 def folder(data_dir: Path) -> Path:
     """The folder below ``data_dir`` that torchvision uses."""
-    return data_dir / str(CIFAR10.base_folder)
+    return data_dir / FOLDER
 
 
 def is_present(data_dir: Path) -> bool:
     """Whether any CIFAR-10 file lies in ``data_dir``; says nothing of its health."""
-    return any((folder(data_dir) / name).exists() for name, _ in _files())
+    return folder(data_dir).is_dir() and any((folder(data_dir) / name).exists() for name, _ in _files())
 
 
 def damaged_files(data_dir: Path) -> list[str]:
     """Names of the files that are missing or do not match torchvision's MD5 sum."""
+    from torchvision.datasets.utils import check_integrity
+
     return [name for name, md5 in _files() if not check_integrity(folder(data_dir) / name, md5)]
 
 
 def _files() -> list[tuple[str, str]]:
+    from torchvision.datasets import CIFAR10
+
     meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
     return [(name, md5) for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta)]
 
@@ -63,12 +74,13 @@ def load_training_images(data_dir: Path) -> LabelledImages:
     Raises:
         DataError: files are absent or damaged.
     """
+    from torchvision.datasets import CIFAR10
+
     verify(data_dir)
-    source = CIFAR10(data_dir, train=True, download=False)
-    return as_labelled_images(source)
+    return as_labelled_images(CIFAR10(data_dir, train=True, download=False))
 
 
-def as_labelled_images(source: CIFAR10) -> LabelledImages:
+def as_labelled_images(source: "CIFAR10") -> LabelledImages:
     """torchvision's arrays (uint8, NHWC) as tensors (uint8, NCHW)."""
     images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
     return LabelledImages(images, torch.tensor(source.targets), tuple(source.classes), mirror=True)
@@ -83,6 +95,9 @@ def download(data_dir: Path) -> None:
     Raises:
         DataError: the folder cannot be written, or the download fails or stalls.
     """
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_and_extract_archive
+
     aside = data_dir / ".unpacking"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -120,6 +135,9 @@ def can_fetch(data_dir: Path, timeout: float = PROBE_SECONDS) -> bool:
     The request runs in a thread of its own: looking a name up on a dead network can outlast any
     socket timeout, and nobody should wait for that.
     """
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
     if check_integrity(data_dir / CIFAR10.filename, CIFAR10.tgz_md5):
         return True
     answers: list[bool] = []

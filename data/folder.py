@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from data.errors import DataError
 from data.images import IMAGE_SIZE, LabelledImages
 from data.lock import one_at_a_time
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
 
 TEST_SHARE = 1 / 6
 DIVISION_SEED = 0
@@ -71,6 +74,8 @@ def _decoded(
     root: Path, cache_dir: Path, at_least: int, tell: Callable[[str], None]
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images (uint8, (n, 3, 32, 32)), labels (int64, (n,)) and class names, from the cache where it is fresh."""
+    from torchvision.datasets import ImageFolder  # 1.6 s, which nobody else shall wait for
+
     try:
         listing = ImageFolder(root)
     except FileNotFoundError as error:
@@ -112,7 +117,7 @@ def _store(images: Tensor, cached: Path) -> None:
             partial.unlink()
 
 
-def _listing_hash(root: Path, listing: ImageFolder) -> str:
+def _listing_hash(root: Path, listing: "ImageFolder") -> str:
     def entry(path: str) -> tuple[str, int, int]:
         stat = Path(path).stat()
         return str(Path(path).relative_to(root)), stat.st_size, stat.st_mtime_ns

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10
 
 from data import cifar10, digits, folder
 from data.folders import cache_folder
@@ -33,6 +32,8 @@ def load_holdout(dataset: str, data_dir: Path, device: torch.device) -> Holdout:
     """
     check_name(dataset)
     if dataset == "cifar10":
+        from torchvision.datasets import CIFAR10  # slow to import, see `data.cifar10`
+
         cifar10.verify(data_dir)
         part = cifar10.as_labelled_images(CIFAR10(data_dir, train=False, download=False))
     elif dataset == "digits":

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.table import Table
 from rich.text import Text
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from data.errors import DataError
 from data.folder import Picture, read_picture
@@ -57,6 +56,8 @@ def pictures_in(folder: Path) -> list[Path]:
     Raises:
         UserError: it is not there, or holds none.
     """
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # 1.6 s, which only whole folders wait for
+
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
