@@ -39,7 +39,7 @@ def test_both_search_for_the_same_time_and_are_trained_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEARCH_DATA_DIR", str(tmp_path))
-    words = "--out duel --seconds 45 --seeds 1 --fresh 1 --device cpu --dataset digits"
+    words = "--out duel --seconds 25 --seeds 1 --fresh 1 --device cpu --dataset digits"
     monkeypatch.setattr(sys, "argv", ["duel", *words.split()])
     duel.main()
     rows = [json.loads(line) for line in Path("duel/searches.jsonl").read_text().splitlines()]

@@ -115,6 +115,7 @@ def test_of_processes_that_start_at_once_one_downloads(site: Any, tmp_path: Path
     assert sorted(path.name for path in data_dir.iterdir()) == [FOLDER, "cifar-10-python.tar.gz"]
 
 
+@pytest.mark.slow
 def test_where_the_one_that_downloads_is_killed_the_next_takes_over(site: Any, tmp_path: Path, start: Start) -> None:
     site.answer = "gated"
     first = start("cifar10", tmp_path)
@@ -141,6 +142,7 @@ def test_one_that_is_killed_while_unpacking_leaves_nothing_that_passes_for_image
     assert not (tmp_path / FOLDER / "stale").exists()
 
 
+@pytest.mark.slow
 def test_a_repair_is_waited_for(site: Any, tiny_cifar10: Any, tmp_path: Path, start: Start) -> None:
     (tiny_cifar10.write(tmp_path) / FOLDER / "data_batch_2").write_bytes(b"nothing")
     site.answer = "gated"
@@ -192,6 +194,7 @@ def test_a_read_only_folder_that_holds_everything_is_enough(
     assert start("cifar10", tmp_path / "data", ahead=read_only).found() == "100 images"
 
 
+@pytest.mark.slow
 def test_who_may_only_read_waits_for_one_who_writes(
     site: Any, tmp_path: Path, start: Start, read_only: tuple[str, ...]
 ) -> None:
@@ -223,6 +226,7 @@ def test_a_file_system_without_locks_is_used_without(
     assert torch.equal(source.load_training_images("cifar10", tmp_path).images, tiny_cifar10.images)
 
 
+@pytest.mark.slow
 def test_pictures_are_decoded_by_one_and_waited_for_by_others(
     make_folder: Callable[..., Path], tmp_path: Path, start: Start, gate: Path
 ) -> None:
@@ -236,6 +240,7 @@ def test_pictures_are_decoded_by_one_and_waited_for_by_others(
     assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
 
 
+@pytest.mark.slow
 def test_where_the_one_that_decodes_is_killed_the_next_takes_over(
     make_folder: Callable[..., Path], tmp_path: Path, start: Start, gate: Path
 ) -> None:

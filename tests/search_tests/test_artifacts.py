@@ -139,6 +139,7 @@ def test_a_run_leaves_in_the_store_what_lies_in_its_folder(
     assert loaded().user_attrs[ARTIFACTS] == loaded("tiny.confirm").user_attrs[ARTIFACTS] == s3.url
 
 
+@pytest.mark.slow
 def test_keys_are_nowhere(search: Command, tiny: Path, home: Path, s3: S3Server) -> None:
     ended = search("run", "--study", tiny, *DIGITS, "--trials", 1, "--artifacts", s3.url)
     assert ended.status == 0
@@ -149,6 +150,7 @@ def test_keys_are_nowhere(search: Command, tiny: Path, home: Path, s3: S3Server)
     assert not [trace for trace in TRACES if trace in everything]
 
 
+@pytest.mark.slow
 def test_a_model_that_another_machine_made_is_fetched(
     search: Command, tiny: Path, home: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +357,7 @@ def test_a_store_that_goes_away_in_mid_study_is_a_warning_and_trials_go_on(
     assert "warning" not in again.out
 
 
+@pytest.mark.slow
 def test_a_retrain_that_dies_goes_on_elsewhere(
     search: Command, tiny: Path, home: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

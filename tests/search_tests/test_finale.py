@@ -125,6 +125,7 @@ def test_an_unconfirmed_search_is_retrained_at_its_word(search: Command, finale:
     assert summary(home)["retrain"]["trial"] == summary(home)["best"]["trial"]
 
 
+@pytest.mark.slow
 def test_a_longer_search_confirms_only_what_is_new(search: Command, finale: Path) -> None:
     search("run", "--study", finale, *DIGITS, "--trials", 3, "--no-finale")
     search("confirm")
@@ -140,6 +141,7 @@ def test_a_longer_search_confirms_only_what_is_new(search: Command, finale: Path
     assert {str(trial.params) for trial in best} <= {params for params, _ in done}
 
 
+@pytest.mark.slow
 def test_workers_from_elsewhere_do_the_confirmation(search: Command, finale: Path, any_storage: URL) -> None:
     """`run --workers 0` only watches: the search and then its confirmation are done by a worker that joined once."""
     url = any_storage.render_as_string(hide_password=False)
@@ -213,7 +215,7 @@ def untimed(value: Any) -> Any:
 
 @pytest.mark.slow
 def test_kill_9_in_the_retrain_and_again(tiny: Path, home: Path) -> None:
-    tiny.write_text(tiny.read_text().replace("epochs = 2\nmax_epochs = 2", "epochs = 24\nmax_epochs = 24"))
+    tiny.write_text(tiny.read_text().replace("epochs = 2\nmax_epochs = 2", "epochs = 16\nmax_epochs = 16"))
     command = [sys.executable, "-m", "search"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -232,7 +234,7 @@ def test_kill_9_in_the_retrain_and_again(tiny: Path, home: Path) -> None:
         process = start("retrain")
         seen = progress()
         while process.poll() is None and progress() == seen:
-            time.sleep(0.02)
+            time.sleep(0.1)
         time.sleep(0.3)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -250,6 +252,7 @@ def progress() -> Any:
         return None
 
 
+@pytest.mark.slow
 def test_lost_checkpoints_and_lost_files_are_made_again(search: Command, finale: Path, home: Path) -> None:
     search("run", "--study", finale, *DIGITS, "--trials", 2)
     best = home / "studies" / "tiny" / "best"

@@ -118,15 +118,15 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(start: Start) -> None
 
 def test_workers_go_on_without_their_run_and_a_new_one_finds_them(start: Start) -> None:
     Path("tiny.toml").write_text(Path("tiny.toml").read_text().replace("epochs = 40", "epochs = 400"))
-    first = start(*RUN, "--trials", "3")
+    first = start(*RUN, "--trials", "2")
     wait_for_epochs(first, 2)
     first.kill()
     first.wait()
     (worker,) = workers()
-    second = start(*RUN, "--trials", "3")
+    second = start(*RUN, "--trials", "2")
     out = ended_well(second)
     assert "1 worker of an earlier run is still at work" in out
-    assert states() == [TrialState.COMPLETE] * 3
+    assert states() == [TrialState.COMPLETE] * 2
     assert not worker.is_running()
 
 
@@ -168,12 +168,12 @@ def test_a_second_run_watches_the_first_ones_workers_and_may_extend_but_not_shri
     Path("tiny.toml").write_text(Path("tiny.toml").read_text().replace("epochs = 40", "epochs = 400"))
     first = start(*RUN, "--trials", "2")
     wait_for_epochs(first, 1)
+    Path("other.toml").write_text(Path("tiny.toml").read_text().replace("high = 0.2, log", "high = 0.3, log"))
     shrunk = start(*RUN, "--trials", "1")
+    other = start("run", "--study", "other.toml", "--name", "tiny", "--dataset", "digits")
     _, err = shrunk.communicate(timeout=100)
     assert shrunk.returncode == 2
     assert "has a budget of 2, and workers (1) are working it off" in err
-    Path("other.toml").write_text(Path("tiny.toml").read_text().replace("high = 0.2, log", "high = 0.3, log"))
-    other = start("run", "--study", "other.toml", "--name", "tiny", "--dataset", "digits")
     _, err = other.communicate(timeout=100)
     assert other.returncode == 2
     assert "another space or trial length" in err

@@ -196,7 +196,7 @@ class Run:
 @pytest.fixture
 def start(home: Path, tiny: Path) -> Iterator[Callable[..., Run]]:
     """Starts a run on digits with trials of some seconds."""
-    tiny.write_text(tiny.read_text().replace("epochs = 2\ntrain_images = 96", "epochs = 30\ntrain_images = 300"))
+    tiny.write_text(tiny.read_text().replace("epochs = 2\ntrain_images = 96", "epochs = 20\ntrain_images = 200"))
     tiny.write_text(tiny.read_text() + "\n[workers]\nheartbeat = 0.5\nlost_after = 6\n")
     runs = []
 
@@ -239,7 +239,7 @@ def test_a_node_is_lost_and_one_joins_in_mid_study(
     """Exact budget, nothing lost; the finale trains on the cluster, too, and the model is here in the end."""
     url = storage_url(postgres_url)
     run = start(
-        "--trials", "16", "--storage", postgres_url, "--launcher", "ray", "--ray-address", nodes.address,
+        "--trials", "12", "--storage", postgres_url, "--launcher", "ray", "--ray-address", nodes.address,
         "--cpus-per-worker", "1", "--max-retrain-epochs", "2",
     )  # fmt: skip
     run.wait_for(lambda: done(url) >= 3)
@@ -258,9 +258,9 @@ def test_a_node_is_lost_and_one_joins_in_mid_study(
     assert "Ray: 3 nodes with room for 5; 5 workers" in run.text()
     with study_of(url) as (ledger, study):
         count = ledgers.budget(ledger)
-        assert (count.requested, count.done, count.running, count.waiting) == (16, 16, 0, 0)
+        assert (count.requested, count.done, count.running, count.waiting) == (12, 12, 0, 0)
         ended = [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        assert sorted(trial.user_attrs[SLOT] for trial in ended) == list(range(16))
+        assert sorted(trial.user_attrs[SLOT] for trial in ended) == list(range(12))
         lost = [trial for trial in study.trials if trial.state == TrialState.FAIL]
         assert lost, "nobody was at work on the node that was lost"
         assert all(trial.user_attrs[CAUSE] for trial in lost)
@@ -280,9 +280,9 @@ def test_the_head_is_lost_and_another_cluster_goes_on(
     nodes: Nodes, start: Callable[..., Run], postgres_url: str, home: Path
 ) -> None:
     url = storage_url(postgres_url)
-    words = ("--trials", "8", "--storage", postgres_url, "--no-finale")
+    words = ("--trials", "5", "--storage", postgres_url, "--no-finale")
     run = start(*words, "--launcher", "ray", "--ray-address", nodes.address, "--cpus-per-worker", "1")
-    run.wait_for(lambda: done(url) >= 2)
+    run.wait_for(lambda: done(url) >= 1)
     nodes.shutdown()
     assert run.end() == 1
     assert "the Ray cluster is gone" in run.text()
@@ -291,7 +291,7 @@ def test_the_head_is_lost_and_another_cluster_goes_on(
     assert again.end() == 0, again.text()
     with study_of(url) as (ledger, _):
         count = ledgers.budget(ledger)
-        assert (count.done, count.running, count.waiting) == (8, 0, 0)
+        assert (count.done, count.running, count.waiting) == (5, 0, 0)
 
 
 @pytest.mark.slow

@@ -152,6 +152,7 @@ def test_a_study_keeps_its_seed(search: Command, tiny: Path) -> None:
     assert study.user_attrs["definition"]["seed"] == 5
 
 
+@pytest.mark.slow
 def test_timeout_ends_the_search_and_the_finale_follows(search: Command, tiny: Path, home: Path) -> None:
     ended = search("run", "--study", tiny, *DIGITS, "--trials", 100_000, "--timeout", 3)
     assert ended.status == 0, ended.err

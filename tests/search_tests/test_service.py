@@ -549,6 +549,7 @@ def test_without_workers_of_its_own_a_run_waits_for_others(search: Command, tiny
     assert not (home / "studies" / "tiny" / "workers").exists()
 
 
+@pytest.mark.slow
 def test_a_timeout_with_two_workers_leaves_nothing_running(search: Command, tiny: Path, home: Path) -> None:
     tiny.write_text(tiny.read_text().replace("epochs = 2\n", "epochs = 8\n"))
     words = ("run", "--study", tiny, *DIGITS, "--workers", 2)
@@ -581,7 +582,10 @@ def test_a_worker_names_the_studies_that_there_are(search: Command, waiting: tup
     assert refused(search, "worker", "--name", "huge") == "no study 'huge': this storage has tiny"
 
 
-def test_a_worker_of_a_storage_that_is_not_there(search: Command, home: Path, unused_port: int) -> None:
+def test_a_worker_of_a_storage_that_is_not_there(
+    search: Command, home: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.worker.OPENING_SECONDS", 2.0)
     assert "no database absent.db" in refused(search, "worker", "--name", "s", "--storage", "sqlite:///absent.db")
     assert not (home / "absent.db").exists()
     url = f"postgresql://u@127.0.0.1:{unused_port}/d"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -24,6 +25,7 @@ def summary(name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_best_of_an_earlier_study_come_first(search: Command, tiny: Path) -> None:
     first = search("run", "--study", str(tiny), "--name", "earlier", "--dataset", "digits")
     assert first.status == 0, first.err
