@@ -127,7 +127,7 @@ def test_workers_go_on_without_their_run_and_a_new_one_finds_them(start: Start) 
     out = ended_well(second)
     assert "1 worker of an earlier run is still at work" in out
     assert states() == [TrialState.COMPLETE] * 2
-    assert not worker.is_running()
+    assert psutil.wait_procs([worker], timeout=10)[0]
 
 
 def test_workers_end_the_budget_by_themselves(start: Start) -> None:

@@ -28,8 +28,8 @@ from support.database import NASTY, TRACES, dump
 
 ROOT = Path(__file__).parents[2]
 
-TRIALS = 20
-QUICK = ("--max-epochs=1", "--train-images=200", "--max-retrain-epochs=1")
+TRIALS = 30
+QUICK = ("--max-epochs=2", "--train-images=200", "--max-retrain-epochs=1")
 """What makes a search of digits short."""
 
 
