@@ -185,10 +185,12 @@ def cluster(
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ValueError, AssertionError, OSError, RayError) as error:
-        raise UserError(
-            f"no Ray cluster at --ray-address {address}: {first_line(error)}; start one with `ray start --head`, or "
-            "take --ray-address local for one of this machine alone"
-        ) from error
+        way_out = "start one with `ray start --head`, or take --ray-address local for one of this machine alone"
+        if address.startswith("ray://"):  # its client says no more than "timeout" where a token is missing
+            way_out = (
+                "if it asks for a token (`ray start` does where ~/.ray/auth_token exists), set RAY_AUTH_MODE=token"
+            )
+        raise UserError(f"no Ray cluster at --ray-address {address}: {first_line(error)}; {way_out}") from error
     try:
         nodes = living_nodes()
         if storage.drivername == "sqlite" and len({node["NodeManagerAddress"] for node in nodes}) > 1:

@@ -24,3 +24,8 @@ def cifar10_dir() -> Path:
     if not (Path(given) / "cifar-10-batches-py").is_dir():
         pytest.skip("needs real CIFAR-10: set $SEARCH_DATA_DIR to a folder that holds cifar-10-batches-py")
     return Path(given)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests, which have a time limit of their own, come first: nobody waits for one that began last."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)

@@ -102,13 +102,20 @@ def test_no_ray_is_one_line(search: Command, tiny: Path, monkeypatch: pytest.Mon
     assert 'pip install "block-search[ray]"' in ended.err
 
 
-def test_no_cluster_is_one_line(search: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "way_out"), [("127.0.0.1:1", "start one with"), ("ray://127.0.0.1:1", "set RAY_AUTH_MODE=token")]
+)
+def test_no_cluster_is_one_line(
+    search: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch, address: str, way_out: str
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    words = ("--launcher", "ray", "--ray-address", "127.0.0.1:1")
+    words = ("--launcher", "ray", "--ray-address", address)
     monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("nobody answers")))
     ended = search("run", "--study", tiny, "--dataset", "digits", *words)
     assert ended.status == 2
-    assert "no Ray cluster at --ray-address 127.0.0.1:1: nobody answers; start one with" in ended.err
+    assert f"no Ray cluster at --ray-address {address}: nobody answers; " in ended.err
+    assert way_out in ended.err
+    assert ended.err.count("\n") == 1
 
 
 # A process that ends with the one that started it
