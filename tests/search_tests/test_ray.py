@@ -36,7 +36,7 @@ with warnings.catch_warnings():
     from ray.cluster_utils import Cluster as Nodes
 
     from search import ray_workers
-    from search.ray_workers import Cluster, RayWorkers, Share, cluster, places, share_of
+    from search.ray_workers import RayWorkers, Share, cluster, places, share_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings(
@@ -333,17 +333,26 @@ def ledger(home: Path) -> Iterator[Ledger]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_workers_that_end_badly_stay_away_and_shares_of_a_gpu_hold(ledger: Ledger, home: Path) -> None:
-    told: list[str] = []
-    with cluster("local", "auto", None, 2, 0.5, None, storage_url("sqlite:///ray.db")) as where:
-        assert where.kind == "cpu"
+def test_workers_share_a_gpu_by_fractions_and_stay_away_where_they_end_badly(
+    ledger: Ledger, nodes: Nodes, home: Path
+) -> None:
+    """A GPU by Ray's count: it places tasks by such numbers, whatever a node has."""
+    nodes.add_node(num_cpus=2, num_gpus=1)
+    nodes.wait_for_nodes()
+    url, told = storage_url(f"sqlite:///{home / 'ray.db'}"), []
+    with cluster(nodes.address, "auto", None, 2, 0.5, None, url) as where:
+        assert (where.kind, where.share) == ("cuda", Share(0.5, 0.5))
         # No such study: every worker says so and leaves with status 2.
-        study = Assignment(storage_url(f"sqlite:///{home / 'ray.db'}"), "absent", home, home / "out")
-        local = RayWorkers(ledger, Cluster(Share(0.5, 0.0), 2, None), study, told.append)
+        study = Assignment(url, "absent", home, home / "out")
+        local = RayWorkers(ledger, where, study, told.append)
+        free = []
         with pytest.raises(UserError, match="no study 'absent'"):
             for _ in range(600):
                 local.tend(listed(ledger), 0, 3)
+                free.append(ray.available_resources().get("GPU", 0.0))
                 time.sleep(0.1)
+        assert any("Ray: 4 nodes with room for 2; 2 workers" in line for line in told)
+        assert min(free) == 0.0  # both at once
         assert any("worker 0 has left: no study 'absent'" in line for line in told)
         local.stop()
     assert not ray.is_initialized()
