@@ -49,12 +49,12 @@ def run_one(path: Path, name: str, workers: int, seed: int, trainings: float) ->
     method = methods(world.config, world.surrogate.epochs)[name]
     seconds = length(trainings, workers) * world.training
     ended = simulate(world.surrogate, world.config.space, method, seed, seconds, workers, OVERHEAD)
-    return [(at / world.training, accuracy) for at, accuracy in handed_over(world, ended)]
+    return [(when / world.training, accuracy) for when, accuracy in handed_over(world, ended)]
 
 
 def time_to(steps: Steps, target: float) -> float:
     """When a search had it; infinity: never."""
-    return next((at for at, accuracy in steps if accuracy >= target), math.inf)
+    return next((when for when, accuracy in steps if accuracy >= target), math.inf)
 
 
 def at(steps: Steps, wall: float) -> float:
