@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.methods import DEFAULT, methods
 from benchmarks.replay import TABLE
-from benchmarks.simulated import OVERHEAD, World, alone, handed_over, world_in
+from benchmarks.replay_page import cell, finite
+from benchmarks.simulated import OVERHEAD, World, alone, handed_over, reached, world_in
 from search.replay.clock import simulate
 
 LEAST = 4.0
@@ -52,11 +53,6 @@ def run_one(path: Path, name: str, workers: int, seed: int, trainings: float) ->
     return [(when / world.training, accuracy) for when, accuracy in handed_over(world, ended)]
 
 
-def time_to(steps: Steps, target: float) -> float:
-    """When a search had it; infinity: never."""
-    return next((when for when, accuracy in steps if accuracy >= target), math.inf)
-
-
 def at(steps: Steps, wall: float) -> float:
     """The accuracy of what a search would hand over at that time; NaN before its first trial's end."""
     return next((accuracy for when, accuracy in reversed(steps) if when <= wall), math.nan)
@@ -67,7 +63,7 @@ def told(world: World, searches: dict[tuple[str, int], list[Steps]], trainings: 
     rows: list[dict[str, Any]] = []
     ones: dict[str, float] = {}
     for (name, workers), mine in searches.items():
-        times = [time_to(steps, world.last_target) for steps in mine]
+        times = [reached(steps, world.last_target) or math.inf for steps in mine]
         median = statistics.median(times)
         if workers == 1:
             ones[name] = median
@@ -78,18 +74,14 @@ def told(world: World, searches: dict[tuple[str, int], list[Steps]], trainings: 
             "method": name,
             "workers": workers,
             "seeds": len(mine),
-            "wall_to_last_target": _finite(median),
+            "wall_to_last_target": finite(round(median, 5)),
             "reached": sum(map(math.isfinite, times)) / len(mine),
-            "speed_up": _finite(speed_up),
-            "efficiency": _finite(speed_up / workers),
+            "speed_up": finite(round(speed_up, 5)),
+            "efficiency": finite(round(speed_up / workers, 5)),
             "wall": [round(float(wall), 3) for wall in grid],
-            "accuracy": [_finite(value) for value in curve],
+            "accuracy": [finite(round(value, 5)) for value in curve],
         })  # fmt: skip
     return rows
-
-
-def _finite(value: float) -> float | None:
-    return round(float(value), 5) if math.isfinite(value) else None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -99,8 +91,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         figures = [(row["wall_to_last_target"], ".1f"), (row["reached"], ".0%"), (row["speed_up"], ".1f"),
                    (row["efficiency"], ".0%")]  # fmt: skip
-        cells = ["-" if value is None else format(value, form) for value, form in figures]
-        lines.append([row["method"], str(row["workers"]), *cells])
+        lines.append([row["method"], str(row["workers"]), *(cell(value, form) for value, form in figures)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

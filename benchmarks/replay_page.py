@@ -38,11 +38,11 @@ def told(world: World, searches: Mapping[str, Sequence[Search]]) -> dict[str, An
         return {
             "time_to_target_vs_random": ratio,
             "time_to_target_interval": [low, high],
-            "time_to_target_trainings": _finite(statistics.median(_times(mine)) / world.training),
+            "time_to_target_trainings": finite(statistics.median(_times(mine)) / world.training),
             "reached": sum(one.reached is not None for one in mine) / len(mine),
             "time_to_last_target_vs_random": last,
             "time_to_last_target_interval": [last_low, last_high],
-            "time_to_last_target_trainings": _finite(statistics.median(_last_times(mine)) / world.training),
+            "time_to_last_target_trainings": finite(statistics.median(_last_times(mine)) / world.training),
             "reached_last": sum(one.reached_last is not None for one in mine) / len(mine),
             "false_prune_rate": false / would if would else None,
             "interval": interval and [float(interval.low), float(interval.high)],
@@ -85,7 +85,7 @@ def _ratio(mine: Sequence[float], other: Sequence[float]) -> tuple[float | None,
     drawn = [np.median(pairs[:, rng.integers(pairs.shape[1], size=pairs.shape[1])], axis=1) for _ in range(2000)]
     ratios = np.sort([one / another if math.isfinite(another) else math.nan for one, another in drawn])
     whole = statistics.median(mine) / statistics.median(other)
-    return _finite(whole), _finite(ratios[50]), _finite(ratios[-51])
+    return finite(whole), finite(ratios[50]), finite(ratios[-51])
 
 
 def _median(values: Sequence[float]) -> dict[str, float]:
@@ -117,13 +117,13 @@ def table(result: Mapping[str, Any]) -> str:
         wrong = "" if row["interval"] is None else f" ({row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
         lines.append([
             f"**{name}**" if name == DEFAULT else name,
-            _cell(row["time_to_target_trainings"], ".1f"),
-            f"{_cell(row['time_to_target_vs_random'], '.3f')} ({_cell(low, '.3f')} to {_cell(high, '.3f')})",
-            _cell(row["time_to_last_target_trainings"], ".1f"),
+            cell(row["time_to_target_trainings"], ".1f"),
+            f"{cell(row['time_to_target_vs_random'], '.3f')} ({cell(low, '.3f')} to {cell(high, '.3f')})",
+            cell(row["time_to_last_target_trainings"], ".1f"),
             f"{row['reached_last']:.0%}",
             *(f"{100 * row['regret'][place]['median']:.2f}" for place in places),
             f"{row['pruned_share']:.0%}",
-            f"{_cell(row['false_prune_rate'], '.1%')}{wrong}",
+            f"{cell(row['false_prune_rate'], '.1%')}{wrong}",
             f"{row['seconds_a_trial']:.3f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -135,11 +135,13 @@ def _rows(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row for name, row in rows.items() if row is not None}
 
 
-def _cell(value: float | None, form: str) -> str:
+def cell(value: float | None, form: str) -> str:
+    """A figure of a table; None is a dash."""
     return "-" if value is None else format(value, form)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """As JSON can have it: None for what is not finite."""
     return float(value) if math.isfinite(value) else None
 
 

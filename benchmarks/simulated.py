@@ -143,8 +143,8 @@ def summed_up(world: World, ended: Sequence[Ended], trainings: int, thought: flo
     ranked = sorted(ended, key=lambda one: -one.whole)[:top]
     would = [one for one in ended if one.would_stop is not None]
     return Search(
-        _reached(incumbents, world.target),
-        _reached(incumbents, world.last_target),
+        reached(incumbents, world.target),
+        reached(incumbents, world.last_target),
         tuple(round(value, 5) for value in regret),
         sum(one.stopped for one in ended),
         len(would),
@@ -157,7 +157,7 @@ def summed_up(world: World, ended: Sequence[Ended], trainings: int, thought: flo
     )
 
 
-def _reached(incumbents: Sequence[tuple[float, float]], target: float) -> float | None:
+def reached(incumbents: Sequence[tuple[float, float]], target: float) -> float | None:
     """The first of the seconds at which what the search would hand over had the target."""
     return next((seconds for seconds, value in incumbents if value >= target), None)
 
