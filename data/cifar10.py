@@ -10,7 +10,6 @@ import http.client
 import shutil
 import socket
 import threading
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import cifar10, digits, folder
-from data.folders import cache_folder
+from data import cifar10, digits
+from data import image_folder as folder
+from data.paths import cache_folder
 from data.source import check_name, folder_of
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data import cifar10, digits, folder
+from data import cifar10, digits
+from data import image_folder as folder
 from data.errors import DataError
-from data.folders import cache_folder
 from data.images import LabelledImages
 from data.lock import one_at_a_time
+from data.paths import cache_folder
 
 CHOICES = "auto, cifar10, digits or folder:DIR"
 

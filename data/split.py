@@ -106,3 +106,7 @@ def _fingerprint(source: LabelledImages, validation_rows: Tensor) -> str:
     for tensor in (source.images, source.labels, validation_rows):
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+DIVISION_SEED = 0
+"""Of the division into fit and validation images: one division for all studies, so that they can be compared."""

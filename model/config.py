@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from data.errors import UserError
+
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 PoolPlace = Literal["branch", "conv", "sum"]
 Optimizer = Literal["muon", "sgd", "adamw"]
@@ -10,7 +12,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that describes no network or no training; its text is one line for the user."""
 
 

@@ -6,7 +6,7 @@ from model.config import NetworkConfig
 
 
 @dataclass(frozen=True)
-class Cost:
+class NetworkCost:
     """Cost of a network.
 
     Attributes:
@@ -19,7 +19,7 @@ class Cost:
     flops: int
 
 
-def count_cost(config: NetworkConfig) -> Cost:
+def count_cost(config: NetworkConfig) -> NetworkCost:
     """Parameters and forward FLOPs of a network."""
     parameters = flops = 0
     channels, size = 3, config.image_size
@@ -35,4 +35,4 @@ def count_cost(config: NetworkConfig) -> Cost:
         parameters += (channels + 1) * features
         flops += 2 * channels * features
         channels = features
-    return Cost(parameters, flops)
+    return NetworkCost(parameters, flops)

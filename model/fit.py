@@ -11,14 +11,13 @@ from torch.nn import functional as F
 
 from data.batches import Batches
 from data.split import Split
-from model.config import FitConfig
+from model.config import FitConfig, Schedule
+from model.cuda_graph import graphed_step
 from model.device import autocast_dtype, mark, seconds_between
 from model.evaluate import measure
 from model.muon import Muon
 from model.network import Block
-from model.replay import replayed
 from model.result import EpochResult
-from model.schedule import lr_factor
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -93,7 +92,7 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
         losses.index_copy_(0, place, loss.detach().reshape(1))
         hits.add_((logits.detach().argmax(1) == labels).sum())
 
-    run = replayed(step, device, state.generator)
+    run = graphed_step(step, device, state.generator)
     for epoch in range(state.epoch + 1, config.epochs + 1):
         start = mark(device)
         network.train()
@@ -166,3 +165,21 @@ def parameter_groups(
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "lr": lr, "peak_lr": lr},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr": lr, "peak_lr": lr},
     ]
+
+
+def lr_factor(step: int, steps: int, warmup: float, schedule: Schedule) -> float:
+    """Share of the peak learning rate at a step: linear climb, then the schedule's fall to 0.
+
+    Args:
+        step: from 0 to ``steps`` - 1.
+        steps: of the whole training.
+        warmup: share of the steps in which the rate climbs.
+        schedule: ``linear``, ``cosine`` or ``constant``.
+    """
+    climb = warmup * steps
+    if step + 1 < climb:
+        return (step + 1) / climb
+    if schedule == "constant":
+        return 1.0
+    done = (step + 1 - climb) / (steps - climb + 1) if steps > climb else 0.0
+    return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))

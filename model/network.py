@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from model.config import Activation, NetworkConfig, PoolPlace
 from model.device import without_autocast
-from model.stem import stem
-from model.stem import takes as takes_stem
-from model.tail import compiled_tail
-from model.tail import takes as takes_tail
-from model.winograd import takes as takes_winograd
-from model.winograd import winograd
+from model.kernels.stem import stem
+from model.kernels.stem import supports as takes_stem
+from model.kernels.tail import compiled_tail
+from model.kernels.tail import supports as takes_tail
+from model.kernels.winograd import supports as takes_winograd
+from model.kernels.winograd import winograd
 
 LEAKY_SLOPE = 0.01
 
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
     The branches share their input, so their L convolutions are one convolution with L x width output channels
     and their L batch norms one over as many channels: the same function as a loop over branches
-    (benchmarks/plain.py), in fewer and larger operations. Branch l owns channels
+    (benchmarks/training/plain.py), in fewer and larger operations. Branch l owns channels
     [l * width, (l + 1) * width).
 
     Shapes: x (n, channels, h, w) and its channel means (n, channels) to x' (n, width, h, w), or

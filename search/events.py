@@ -5,10 +5,41 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from model.result import EpochResult
-from search.ledger import Budget
 
 Stage = Literal["search", "confirm"]
 Outcome = Literal["complete", "pruned", "infeasible", "failed", "handed back"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Configurations asked for and what has become of them.
+
+    Attributes:
+        requested: the budget.
+        complete, pruned: configurations that are done; infeasible ones are among the pruned.
+        infeasible: configurations that do not fit into memory.
+        failed_attempts: attempts that count for nothing.
+        running: attempts under way.
+        waiting: configurations not begun, or to be tried again.
+    """
+
+    requested: int
+    complete: int
+    pruned: int
+    infeasible: int
+    failed_attempts: int
+    running: int
+    waiting: int
+
+    @property
+    def done(self) -> int:
+        """Configurations that count against the budget."""
+        return self.complete + self.pruned
+
+    @property
+    def remaining(self) -> int:
+        """Configurations still to be done."""
+        return max(0, self.requested - self.done)
 
 
 @dataclass(frozen=True)

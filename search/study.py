@@ -1,44 +1,30 @@
 """Creating a study, finding it again, and refusing what does not belong to it."""
 
 import json
-import random
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
-from search.choice import aim_of, candidates, ranked
-from search.errors import UserError, first_line
-from search.ledger import SLOT
-from search.objective import METRICS, Objective, second_objective
-from search.persistent import PersistentStorage
-from search.space import PER_BLOCK, differences, parameter_distributions, relevant, space_hash
-from search.storage import study_names
-from search.study_file import StudyConfig, comparable_part
+from data.errors import UserError, first_line
+from search.analysis.selection import candidates, ranked, selection_rule_of
+from search.attributes import CONFIRM_SUFFIX
+from search.config.objective import COST_LABELS, Objective, second_objective
+from search.config.space import differences, space_hash
+from search.config.study_file import StudyConfig, comparable_part
+from search.storage.connect import study_names
+from search.storage.rdb import RetryingStorage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-CONFIRM = ".confirm"
-"""Ends the name of the study that confirms another one's best configurations (`search.confirm`)."""
-FINALE = "finale"
-"""User attribute of a search: whether its end is followed by a confirmation and a retrain."""
-ARTIFACTS = "artifacts"
-"""User attribute of a study: the URL of the store (`search.artifacts`) that its files are copied to."""
-MAX_SEED = 2**31
-MOST_GAUSSIAN = 300
-"""Slots from here on are TPE's: a Gaussian process of 300 trials takes 0.24 s of two cores for a proposal, of 1,000
-3 s."""
-DIVISION_SEED = 0
-"""Of the division into fit and validation images: one division for all studies, so that they can be compared."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +60,10 @@ def check_name(name: str) -> str:
     """Refuse a name that could not be a folder's name everywhere."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot name a study: use letters, digits, '.', '_' and '-', at most 100")
-    if name.endswith(CONFIRM):
-        raise UserError(f"{name!r} cannot name a study: {CONFIRM!r} at the end stands for another one's confirmation")
+    if name.endswith(CONFIRM_SUFFIX):
+        raise UserError(
+            f"{name!r} cannot name a study: {CONFIRM_SUFFIX!r} at the end stands for another one's confirmation"
+        )
     return name
 
 
@@ -101,7 +89,7 @@ def load(storage: RDBStorage, name: str | None) -> optuna.Study:
     Raises:
         UserError: there is none of that name, or several and no name was given.
     """
-    names = [one for one in study_names(storage) if one == name or not one.endswith(CONFIRM)]
+    names = [one for one in study_names(storage) if one == name or not one.endswith(CONFIRM_SUFFIX)]
     if name is None:
         if len(names) != 1:
             there = f"it has {', '.join(names)}; choose with --name" if names else "it has none yet"
@@ -132,12 +120,12 @@ def create(storage: RDBStorage, record: StudyRecord, environment: Mapping[str, A
     cost = second_objective(record.config.objective)
     directions, metrics = [StudyDirection.MAXIMIZE], ["validation accuracy"]
     if cost is not None:
-        directions, metrics = [*directions, StudyDirection.MINIMIZE], [*metrics, METRICS[cost]]
+        directions, metrics = [*directions, StudyDirection.MINIMIZE], [*metrics, COST_LABELS[cost]]
     study = _created(storage, record.name, directions)
     if len(study.directions) != len(directions):  # of a creator that wanted another objective, and died
         optuna.delete_study(study_name=record.name, storage=storage)
         study = _created(storage, record.name, directions)
-    with _experimental():
+    with experimental_allowed():
         study.set_metric_names(metrics)
     study.set_user_attr("dataset", asdict(record.dataset))
     study.set_user_attr("space_hash", space_hash(comparable_part(record.config)))
@@ -169,7 +157,7 @@ def definition_of(study: optuna.Study) -> StudyConfig:
         raise UserError(_other_version(study, first_line(error))) from error
 
 
-def definition_now(storage: PersistentStorage, study: optuna.Study) -> StudyConfig:
+def definition_now(storage: RetryingStorage, study: optuna.Study) -> StudyConfig:
     """The same by one small statement: workers ask before every trial.
 
     Raises:
@@ -230,79 +218,12 @@ def refuse_other_data(record: StudyRecord, fingerprint: str) -> None:
         )
 
 
-def build_sampler(config: StudyConfig, number: int) -> BaseSampler:
-    """The sampler for slot ``number``.
-
-    It is seeded by study and slot, so an interrupted study goes on with the draws of an uninterrupted one
-    instead of starting the same random sequence again.
-    """
-    seed = (config.seed * 1_000_003 + number) % MAX_SEED
-    if config.sampler.kind == "random":
-        return RandomSampler(seed=seed)
-    if config.sampler.kind == "gp" and second_objective(config.objective) is None and number < MOST_GAUSSIAN:
-        from search.gaussian_sampler import GaussianSampler  # scikit-learn takes a second, which `status` does not have
-
-        return GaussianSampler(
-            parameter_distributions(config.space),
-            lambda params: relevant(config.space, params),
-            config.sampler.startup_trials,
-            number,
-            config.seed,
-        )
-    with _experimental():
-        return TPESampler(
-            n_startup_trials=config.sampler.startup_trials,
-            multivariate=True,
-            group=PER_BLOCK in config.space.varied,  # only then do trials differ in which parameters they have
-            seed=seed,
-        )
-
-
 @contextmanager
-def _experimental() -> Iterator[None]:
+def experimental_allowed() -> Iterator[None]:
     """What Optuna calls experimental is used knowingly; its tests here say so when it changes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
-
-
-def given_parameters(
-    config: StudyConfig, slot: int, start: int | None, trials: Callable[[], Sequence[FrozenTrial]]
-) -> Mapping[str, Any]:
-    """Parameters that a slot's configuration has from the outset; the sampler draws the others.
-
-    Args:
-        config: of the study.
-        slot: of the configuration.
-        start: index of the known good configuration that the slot begins with, if any.
-        trials: of the study, asked for where the slot repeats a configuration. That is the first one there is, a known
-            good one if the study has any: chosen without a look at its score, which would be a lucky one.
-    """
-    if start is not None:
-        return config.start[start] if start < len(config.start) else {}
-    if slot not in config.repeat_slots:
-        return {}
-    begun = [one for one in trials() if one.params and one.state in (TrialState.COMPLETE, TrialState.RUNNING)]
-    own = [one for one in begun if SLOT in one.user_attrs]
-    return min(own, key=lambda one: one.user_attrs[SLOT]).params if own else {}
-
-
-def is_audited(config: StudyConfig, slot: int) -> bool:
-    """Whether a configuration runs to its end also where the pruner would stop it; decided by seed and slot alone."""
-    return random.Random(f"{config.seed} {slot}").random() < config.pruner.audit
-
-
-def trial_seed(config: StudyConfig, slot: int, start: int | None = None) -> int:
-    """Seed of one configuration's weights and batches; every attempt at it has the same.
-
-    Args:
-        config: of the study.
-        slot: of the configuration.
-        start: index of the known good configuration that the slot begins with, if any.
-    """
-    if start is not None and start < len(config.start_seeds):
-        return config.start_seeds[start]
-    return (config.seed * 1_000_003 + slot) % MAX_SEED
 
 
 def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -312,4 +233,10 @@ def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
     """The COMPLETE trial that the study's aim calls best: the most accurate, the front's knee, or within its limits."""
-    return next(iter(candidates(study.get_trials(deepcopy=False), aim_of(study), 1)), None)
+    return next(iter(candidates(study.get_trials(deepcopy=False), selection_rule_of(study), 1)), None)
+
+
+FALLBACK_WARNING = (
+    "CIFAR-10 was not to be had when this study began, so its scores are those of scikit-learn's 8x8 digits; "
+    "for CIFAR-10 give another --name with --dataset cifar10"
+)

@@ -244,7 +244,7 @@ class TestCommands:
         assert "--name cifar10" in text_of(MAIN)  # in the comment on workers elsewhere
 
     def test_read_the_variables_that_they_are_given(self) -> None:
-        source = "".join(file.read_text() for folder in ("data", "search") for file in (ROOT / folder).glob("*.py"))
+        source = "".join(file.read_text() for folder in ("data", "search") for file in (ROOT / folder).rglob("*.py"))
         given = {name for service in PROGRAMS for name in SERVICES[service]["environment"]}
         assert [name for name in sorted(given) if f'"{name}"' not in source] == []
 
@@ -329,7 +329,7 @@ class TestWhatEntersTheImage:
             ".env.example",
             ".git/config",
             ".venv/bin/python",
-            "build/lib/search/cli.py",
+            "build/lib/search/cli/main.py",
             "data-cache/cifar-10-batches-py/data_batch_1",
             "data/cifar-10-batches-py/data_batch_1",
             "search/.env",
@@ -350,9 +350,11 @@ class TestWhatEntersTheImage:
     def test_all_that_the_package_is_built_from(self) -> None:
         project = tomllib.loads(text_of("pyproject.toml"))
         packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-        files = [file for package in packages for file in (ROOT / package).glob("*") if file.suffix in (".py", ".toml")]
+        files = [
+            file for package in packages for file in (ROOT / package).rglob("*") if file.suffix in (".py", ".toml")
+        ]
         needed = {str(file.relative_to(ROOT)) for file in files} | {"pyproject.toml", project["project"]["readme"]}
-        assert {"search/cli.py", "studies/cpu.toml"} <= needed
+        assert {"search/cli/main.py", "studies/cpu.toml"} <= needed
         assert sorted(path for path in needed if not enters(path)) == []
 
 

@@ -26,7 +26,7 @@ import pytest
 import yaml
 from sqlalchemy.engine import URL, make_url
 
-from search.launch import LEAVE_SECONDS
+from search.launch.local import LEAVE_SECONDS
 from support.database import TRACES
 from support.deployment import (
     QUICK,

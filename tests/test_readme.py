@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.cli import main
-from search.study_file import load_study_file
+from search.cli.main import main
+from search.config.study_file import load_study_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

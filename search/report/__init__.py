@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from search.ledger import Budget
+from search.events import Budget
 from search.report.content import document
 from search.report.data import ReportData, collect
 from search.report.markdown import as_markdown
@@ -37,10 +37,10 @@ def write_report(
         out: the folder of the study's outputs; made where it is not there.
         study: which.
         record: what is stored of its definition and its images.
-        count: its budget (`search.ledger.budget`).
-        confirmation: summed up by `search.confirm`; None where there is none.
+        count: its budget (`search.ledger.budget.count_budget`).
+        confirmation: summed up by `search.finale.confirm`; None where there is none.
         retrain: the study's attribute of that name; None before it is done.
-        summary: of `search.summary.summarise`.
+        summary: of `search.run.summary.summarise`.
         storage_shown: the storage's URL without a password.
 
     Returns:

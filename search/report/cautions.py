@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
-from search.choice import Limits
+from search.analysis.selection import CostLimits
+from search.config.settings import TrialSettings, settings_from
+from search.config.space import PER_BLOCK, parameter_distributions
+from search.console.format import params_text
 from search.report.data import ReportData
 from search.report.words import STOPPED, counted
-from search.settings import TrialSettings, settings_from
-from search.space import PER_BLOCK, parameter_distributions
-from search.summary import FALLBACK_WARNING
-from search.view import params_text
+from search.study import FALLBACK_WARNING
 
 LEAST_PER_PARAMETER = 10
 """COMPLETE trials for each varied parameter, below which the report says that there are too few: regression's old rule
@@ -76,7 +76,7 @@ def _other_limits(data: ReportData) -> Iterator[tuple[str, str]]:
     kept = (data.retrain or {}).get("limits")
     if kept is None or kept == data.aim.limits.most:
         return
-    before = Limits(**kept).text or "none"
+    before = CostLimits(**kept).text or "none"
     text = (
         f"The network was chosen with these limits: {before}. Since then they were changed to: "
         f"{data.aim.limits.text or 'none'}. `python -m search confirm` and `retrain` bring it up to date, and read the "

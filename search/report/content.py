@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from search.objective import LATENCY_BATCH, METRICS, score
-from search.outcomes import number
+from search.analysis.outcomes import number
+from search.config.objective import COST_LABELS, LATENCY_BATCH, score
+from search.console.format import percent
 from search.report.cautions import cautions
 from search.report.data import ReportData
 from search.report.document import Answer, Document, Items, Section, Text
@@ -12,7 +13,6 @@ from search.report.finale import classes, confirmation, cost, retrain
 from search.report.origin import baselines, repetition
 from search.report.trials import history, parameters, pareto, pruning, time_spent
 from search.report.words import configuration_words, stage
-from search.view import percent
 
 
 def document(data: ReportData) -> Document:
@@ -70,7 +70,7 @@ def _interval(tested: Mapping[str, Any]) -> str:
     known = "" if low is None or high is None else f", 95 % interval {percent(low)} to {percent(high)}"
     if count > 1:
         return f"mean of {count} seeds{known}"
-    # Another interval than that of several seeds: see `search.retrain.interval`.
+    # Another interval than that of several seeds: see `search.finale.retrain.interval`.
     over_images = " for this network over other such images" if known else ""
     return f"one seed{known}{over_images}; how much another seed would differ is not known"
 
@@ -83,7 +83,7 @@ def _asked(data: ReportData) -> Iterator[str]:
         return
     of = f" (a forward pass of {LATENCY_BATCH} image)" if cost == "latency" else ""
     taken = f"taken is {data.aim.text}"
-    yield f"Searched for: validation accuracy against {METRICS[cost]}{of}, both at once (a Pareto search); {taken}."
+    yield f"Searched for: validation accuracy against {COST_LABELS[cost]}{of}, both at once (a Pareto search); {taken}."
 
 
 def _winner(data: ReportData) -> Iterator[str]:

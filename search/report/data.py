@@ -12,11 +12,11 @@ from optuna.exceptions import OptunaError
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from search.audit import pruning_audit
-from search.choice import Aim, aim, candidates, ranked
-from search.ledger import Budget
-from search.objective import score
-from search.outcomes import number
+from search.analysis.outcomes import number
+from search.analysis.pruning_audit import pruning_audit
+from search.analysis.selection import SelectionRule, candidates, ranked, selection_rule
+from search.config.objective import score
+from search.events import Budget
 from search.study import StudyRecord
 
 LEAST_FOR_IMPORTANCES = 10
@@ -32,18 +32,19 @@ class ReportData:
         aim: what it is for.
         trials: all of them; their notes of a worker's own troubles (tracebacks) are not looked at.
         count: the budget.
-        confirmation, retrain: as `search.confirm` and `search.retrain` store them; None before they are there.
+        confirmation, retrain: as `search.finale.confirm` and `search.finale.retrain` store them; None before they are
+        there.
         progress: of a retrain under way.
         reads: every read of the test images.
         importances: share of each parameter, largest first; empty where there are too few trials.
         audit: of pruning.
-        summary: of the study, as `search.summary` gives it.
+        summary: of the study, as `search.run.summary` gives it.
         storage: without a password.
         written: when all this was collected.
     """
 
     record: StudyRecord
-    aim: Aim
+    aim: SelectionRule
     trials: tuple[FrozenTrial, ...]
     count: Budget
     confirmation: Mapping[str, Any] | None
@@ -95,17 +96,17 @@ def collect(
     Args:
         study: which.
         record: what is stored of its definition and its images.
-        count: its budget (`search.ledger.budget`).
-        confirmation: summed up by `search.confirm`; None where there is none.
+        count: its budget (`search.ledger.budget.count_budget`).
+        confirmation: summed up by `search.finale.confirm`; None where there is none.
         retrain: the study's attribute of that name; None before it is done.
-        summary: of `search.summary.summarise`.
+        summary: of `search.run.summary.summarise`.
         storage_shown: the storage's URL without a password.
     """
     attributes = study.user_attrs
     trials = tuple(study.get_trials(deepcopy=False))
     return ReportData(
         record=record,
-        aim=aim(record.config.objective, attributes),
+        aim=selection_rule(record.config.objective, attributes),
         trials=trials,
         count=count,
         confirmation=confirmation,

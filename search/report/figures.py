@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from search.audit import WOULD_STOP
-from search.figures import COLOURS, LINE_COLOURS, thinned
-from search.objective import score
-from search.outcomes import Outcome, number, outcome, validation_curve
-from search.view import percent
+from search.analysis.outcomes import Outcome, number, outcome, validation_curve
+from search.attributes import WOULD_STOP
+from search.config.objective import score
+from search.console.format import percent
+from search.report.study_figures import COLOURS, LINE_COLOURS, thinned
 
 MOST_DOTS = 2_000
 MOST_CURVES = 150

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from search.figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
-from search.objective import LATENCY_BATCH
-from search.outcomes import number
+from search.analysis.outcomes import number
+from search.config.objective import LATENCY_BATCH
+from search.console.format import params_text, percent, trials_text
 from search.report.data import ReportData
 from search.report.document import Block, Picture, Pictures, Table, Text, table
 from search.report.figures import MOST_CLASSES, class_figure, confusion_figure
+from search.report.study_figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
 from search.report.words import (
     NONE,
     STOPPED,
@@ -23,7 +24,6 @@ from search.report.words import (
     whole_cell,
     with_interval,
 )
-from search.view import params_text, percent, trials_text
 
 WRITTEN_CLASSES = 20
 """Classes up to which the confusion matrix is written out as a table."""
@@ -199,7 +199,7 @@ def _final_row(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _convergence(done: Mapping[str, Any]) -> str:
-    """How long, why so long, and whether that was long enough (`search.convergence`)."""
+    """How long, why so long, and whether that was long enough (`search.finale.convergence`)."""
     watched, rule = done.get("watched") or [], done.get("rule") or {}
     text = f"Trial {done['trial']} was trained for {counted(done['epochs'], 'epoch')}."
     if not watched:

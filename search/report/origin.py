@@ -7,14 +7,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from search.definition import as_toml
-from search.objective import score
-from search.outcomes import number, validation_curve
+from data.split import DIVISION_SEED
+from search.analysis.outcomes import number, validation_curve
+from search.config.objective import score
+from search.config.study_file import as_toml
+from search.console.format import percent
 from search.report.data import ReportData
 from search.report.document import Block, Code, Text, table
 from search.report.words import NONE, counted, whole_cell
-from search.study import DIVISION_SEED
-from search.view import percent
 
 PUBLISHED = (("seed-basic", 0.6410, 12_728, 35), ("seed-advanced", 0.8851, 48_096_818, 35))
 """The public solution's networks for CIFAR-10: name, test accuracy, parameters, epochs."""

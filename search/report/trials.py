@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-from search.audit import WOULD_STOP
-from search.figures import MOST_POINTS, budget_figure, cost_figure, device_hours_figure, known_costs, pareto_front
-from search.objective import ATTRIBUTES, LATENCY_BATCH, score
-from search.outcomes import Outcome, outcome, seconds
+from search.analysis.outcomes import Outcome, outcome, seconds
+from search.attributes import WOULD_STOP
+from search.config.objective import COST_ATTRIBUTES, LATENCY_BATCH, score
+from search.config.space import parameter_distributions
+from search.console.format import duration, forecast_texts, known_good_text, params_text, percent
 from search.report.data import LEAST_FOR_IMPORTANCES, ReportData
 from search.report.document import Block, Picture, Pictures, Text, table
 from search.report.figures import (
@@ -20,9 +21,15 @@ from search.report.figures import (
     timeline_figure,
     worker_of,
 )
+from search.report.study_figures import (
+    MOST_POINTS,
+    budget_figure,
+    cost_figure,
+    device_hours_figure,
+    known_costs,
+    pareto_front,
+)
 from search.report.words import NONE, counted, flops_cell, latency_cell, whole_cell
-from search.space import parameter_distributions
-from search.view import duration, forecast_texts, known_good_text, params_text, percent
 
 SHOWN_TRIALS = 10
 """The best trials, told with their parameters."""
@@ -135,7 +142,7 @@ def pareto(data: ReportData) -> Iterator[Block]:
                 strong=[i for i, trial in enumerate(front) if trial.number == pointed],
             )
             text = "The line joins trials that no other beats at the same or a lower cost."
-            if data.aim.cost is not None and ATTRIBUTES[data.aim.cost] == attribute:
+            if data.aim.cost is not None and COST_ATTRIBUTES[data.aim.cost] == attribute:
                 text += " It is the front that was searched for."
             if len(data.complete) > MOST_POINTS:
                 text += f" Shown are these and the best others, {MOST_POINTS} of {len(data.complete):,} in all."

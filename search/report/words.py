@@ -5,10 +5,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from search.objective import cost_text
-from search.outcomes import number
+from search.analysis.outcomes import number
+from search.config.objective import format_cost
+from search.console.format import duration, params_text, percent
 from search.report.data import ReportData
-from search.view import duration, params_text, percent
 
 NAMES = {
     "relu": "ReLU",
@@ -122,7 +122,7 @@ def time_cell(value: object) -> str:
 def latency_cell(value: object) -> str:
     """Seconds of a forward pass."""
     finite = number(value)
-    return NONE if finite is None else cost_text("latency", finite)
+    return NONE if finite is None else format_cost("latency", finite)
 
 
 def flops_cell(value: object) -> str:

@@ -23,13 +23,13 @@ CHILD = """
 import json, os, sys, time
 from pathlib import Path
 from torchvision.datasets import CIFAR10
-from data import folder, source
+from data import image_folder, source
 from data.errors import DataError
 
 dataset, data_dir, repair, published, gate = sys.argv[1:]
 for name, value in json.loads(published).items():
     setattr(CIFAR10, name, value)
-plain = folder.read_picture
+plain = image_folder.read_picture
 
 def gated(path):
     (Path(gate) / f"decodes-{os.getpid()}").touch()
@@ -37,7 +37,7 @@ def gated(path):
         time.sleep(0.02)
     return plain(path)
 
-folder.read_picture = gated
+image_folder.read_picture = gated
 try:
     source.prepare(dataset, Path(data_dir), repair == "repair", lambda text: print(text, flush=True))
 except DataError as error:

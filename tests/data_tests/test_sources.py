@@ -11,7 +11,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from data import cifar10, digits, folders, source
+from data import cifar10, digits, source
+from data import paths as folders
 from data.errors import DataError
 
 Pixels = Callable[[Tensor], list[bytes]]

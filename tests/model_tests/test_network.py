@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plain import PlainBlock, PlainNetwork
+from benchmarks.training.plain import PlainBlock, PlainNetwork
 from model.config import PRESETS, ConfigError, NetworkConfig
-from model.cost import Cost, count_cost
+from model.cost import NetworkCost, count_cost
 from model.network import (
     Block,
     BlockNetwork,
@@ -148,7 +148,7 @@ def test_cost_is_what_pytorch_counts(config: NetworkConfig) -> None:
         network = BlockNetwork(config).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.empty(1, 3, config.image_size, config.image_size))
-    assert count_cost(config) == Cost(count_parameters(network), counter.get_total_flops())
+    assert count_cost(config) == NetworkCost(count_parameters(network), counter.get_total_flops())
 
 
 def test_too_much_pooling_is_refused_with_the_reason() -> None:

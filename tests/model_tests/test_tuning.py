@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.tuning import COMPILING_PAYS_AFTER, tuned
+from model.device import COMPILING_PAYS_AFTER, tuned_for_long_training
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +13,7 @@ def trial_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seconds", [1.0, COMPILING_PAYS_AFTER])
 def test_the_cpu_trains_the_network_as_it_is(seconds: float) -> None:
     network = nn.Linear(2, 2)
-    with tuned(network, torch.device("cpu"), seconds) as same:
+    with tuned_for_long_training(network, torch.device("cpu"), seconds) as same:
         assert same is network
         assert not torch.backends.cudnn.benchmark
 
@@ -24,7 +24,7 @@ def test_a_gpu_tries_algorithms_and_compiles_where_that_pays(
 ) -> None:
     network, fast = nn.Linear(2, 2), nn.Linear(2, 2)
     monkeypatch.setattr(torch, "compile", lambda given: fast if given is network else None)
-    with pytest.raises(KeyError), tuned(network, torch.device("cuda", 0), seconds) as trained:
+    with pytest.raises(KeyError), tuned_for_long_training(network, torch.device("cuda", 0), seconds) as trained:
         assert trained is (fast if compiles else network)
         assert torch.backends.cudnn.benchmark
         raise KeyError

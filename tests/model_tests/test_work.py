@@ -10,12 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.split import Split
-from model import compiled, tail, winograd
 from model import fit as fit_module
 from model.config import FitConfig, NetworkConfig
+from model.cuda_graph import Step
 from model.fit import fit
+from model.kernels import library as compiled
+from model.kernels import tail, winograd
 from model.network import build_network
-from model.replay import Step
 
 NETWORK = NetworkConfig((48, 96, 192, 192), 2, (True, True, True, False), activation="gelu", classes=2)
 FIT = FitConfig(epochs=2, batch_size=16, augment=0.5, precision="bfloat16")
@@ -64,7 +65,7 @@ def steps_recorded(split: Split, monkeypatch: pytest.MonkeyPatch, network: Netwo
 
         return run
 
-    monkeypatch.setattr(fit_module, "replayed", noting)
+    monkeypatch.setattr(fit_module, "graphed_step", noting)
     next(fit(build_network(network), split, FIT))
     return recorded
 

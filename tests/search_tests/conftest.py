@@ -12,13 +12,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from search.cli import main
-from search.errors import USER_ERRORS
-from search.launch import Team
-from search.process import this_process
-from search.stop import Stop, StoppedError
-from search.storage import storage_url
-from search.worker import WorkerOptions, work
+from data.errors import UserError
+from search.cli.main import main
+from search.host.process import this_process
+from search.launch.local import WorkerPlan
+from search.storage.url import storage_url
+from search.worker.loop import run_worker
+from search.worker.runner import WorkerOptions
+from search.worker.stop import StoppedError, StopRequest
 from support.command import Command, Ended
 from support.s3 import S3Server
 
@@ -89,10 +90,10 @@ def tiny(home: Path) -> Path:
 class ThreadChild:
     """A worker in a thread of this process, in place of a process: torch need not be imported again for every test."""
 
-    def __init__(self, team: Team, number: int) -> None:
+    def __init__(self, team: WorkerPlan, number: int) -> None:
         self.pid = os.getpid()
         self._status: int | None = None
-        self._stop = Stop()
+        self._stop = StopRequest()
         words = dict(zip(team.words[::2], team.words[1::2], strict=True))
         self._options = WorkerOptions(
             storage=team.storage,
@@ -109,13 +110,13 @@ class ThreadChild:
 
     def _run(self) -> None:
         try:
-            work(self._options, lambda _: None, self._stop)
+            run_worker(self._options, lambda _: None, self._stop)
             self._status = 0
         except StoppedError:
             self._status = 130
         except Exception as error:  # noqa: BLE001  (as a process would end)
             self._log.write_text(f"search: {error}\n")
-            self._status = 2 if isinstance(error, USER_ERRORS) else 1
+            self._status = 2 if isinstance(error, UserError) else 1
 
     def poll(self) -> int | None:
         return self._status
@@ -130,9 +131,9 @@ class ThreadChild:
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are threads of this process."""
-    monkeypatch.setattr("search.launch.spawn", ThreadChild)
-    monkeypatch.setattr("search.stage.POLL_SECONDS", 0.05)
-    monkeypatch.setattr("search.worker.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("search.launch.local.spawn_worker", ThreadChild)
+    monkeypatch.setattr("search.run.stage.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("search.worker.loop.POLL_SECONDS", 0.05)
 
 
 @pytest.fixture

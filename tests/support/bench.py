@@ -11,14 +11,16 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL
 
-from search import ledger as ledgers
-from search.ledger import ATTEMPT, SLOT, WORKER, Attempt, Lease, LeaseLostError, Ledger, open_ledger
-from search.persistent import PersistentStorage
-from search.process import Process
-from search.storage import opened
-from search.study_file import WorkersConfig
-from search.tables import SLOTS, WORKERS
-from search.workers import register
+from search.attributes import ATTEMPT, SLOT, WORKER
+from search.config.study_file import WorkersConfig
+from search.host.process import Process
+from search.ledger.attempts import Attempt, begin_attempt, end_attempt, finish_attempt, hand_back, mark_infeasible
+from search.ledger.budget import count_budget, is_open
+from search.ledger.leases import Lease, LeaseLostError, Ledger, lease_again, lease_slot, open_ledger
+from search.ledger.registry import register_worker
+from search.storage.connect import storage_opened
+from search.storage.rdb import RetryingStorage
+from search.storage.tables import SLOTS, WORKERS
 
 TIMES = WorkersConfig(heartbeat=0.2, lost_after=1.25)
 NEVER = WorkersConfig(heartbeat=300, lost_after=36_000)
@@ -30,11 +32,11 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 @contextmanager
 def opened_ledger(url: URL, times: WorkersConfig = NEVER, name: str = "s") -> Iterator[tuple[Ledger, optuna.Study]]:
     """The ledger of a study, which is created where it is not there."""
-    with opened(url) as storage:
+    with storage_opened(url) as storage:
         yield new_study(storage, name, times)
 
 
-def new_study(storage: PersistentStorage, name: str, times: WorkersConfig = NEVER) -> tuple[Ledger, optuna.Study]:
+def new_study(storage: RetryingStorage, name: str, times: WorkersConfig = NEVER) -> tuple[Ledger, optuna.Study]:
     """A study and its ledger in a storage that is open already."""
     optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     return open_ledger(storage, name, times)
@@ -42,7 +44,7 @@ def new_study(storage: PersistentStorage, name: str, times: WorkersConfig = NEVE
 
 def enter(ledger: Ledger, pid: int = 1) -> str:
     """A worker on some other machine."""
-    return register(ledger, Process("elsewhere", "elsewhere", pid, "1"), None, None)
+    return register_worker(ledger, Process("elsewhere", "elsewhere", pid, "1"), None, None)
 
 
 def begin(
@@ -51,12 +53,12 @@ def begin(
     """Begin an attempt with a sampler that never draws the same again by itself."""
     study.sampler = RandomSampler()
     given = starts[taken.start] if taken.start is not None and taken.start < len(starts) else {}
-    return ledgers.begin(ledger, study, taken, given, {WORKER: taken.worker})
+    return begin_attempt(ledger, study, taken, given, {WORKER: taken.worker})
 
 
 def started(ledger: Ledger, study: optuna.Study, worker: str) -> Attempt:
     """An attempt at the next slot, its parameters drawn."""
-    taken = ledgers.lease(ledger, worker)
+    taken = lease_slot(ledger, worker)
     assert taken is not None
     attempt = begin(ledger, study, taken)
     assert attempt is not None
@@ -82,17 +84,17 @@ ENDINGS = ("complete", "pruned", "infeasible", "preempted", "error", "memory", "
 
 
 def one_attempt(ledger: Ledger, study: optuna.Study, worker: str, ending: str) -> Attempt | None:
-    """Take a slot and bring it to some ending, as `search.worker` does; the attempt that is stored as done."""
-    taken = ledgers.lease(ledger, worker)
+    """Take a slot and bring it to some ending, as `search.worker.loop` does; the attempt that is stored as done."""
+    taken = lease_slot(ledger, worker)
     if taken is None or (attempt := begin(ledger, study, taken)) is None:
         return None
     train(attempt)
     if ending in ("preempted", "error"):
-        ledgers.hand_back(ledger, attempt, ending, "error" if ending == "error" else "preempted")
+        hand_back(ledger, attempt, ending, "error" if ending == "error" else "preempted")
         return None
     if ending.startswith("memory"):
-        ledgers.end_attempt(ledger, attempt, "out of memory", "out of memory")
-        again = ledgers.renew(ledger, taken)
+        end_attempt(ledger, attempt, "out of memory", "out of memory")
+        again = lease_again(ledger, taken)
         if again is None:
             raise LeaseLostError
         second = begin(ledger, study, again)
@@ -101,11 +103,11 @@ def one_attempt(ledger: Ledger, study: optuna.Study, worker: str, ending: str) -
         attempt = second
         train(attempt)
     if ending in ("infeasible", "memory twice"):
-        ledgers.give_up(ledger, attempt, "too large")
+        mark_infeasible(ledger, attempt, "too large")
     elif ending == "pruned":
-        ledgers.finish(ledger, attempt, TrialState.PRUNED, None)
+        finish_attempt(ledger, attempt, TrialState.PRUNED, None)
     else:
-        ledgers.finish(ledger, attempt, TrialState.COMPLETE, 0.5)
+        finish_attempt(ledger, attempt, TrialState.COMPLETE, 0.5)
     return attempt
 
 
@@ -137,7 +139,7 @@ def check_ended(ledger: Ledger, budget: int, same_params: bool = True) -> None:
         if same_params:
             for name in ("lr", "blocks"):
                 assert len({trial.params[name] for trial in attempts if name in trial.params}) == 1
-    count = ledgers.budget(ledger)
+    count = count_budget(ledger)
     assert (count.requested, count.done, count.running, count.waiting) == (budget, budget, 0, 0)
 
 
@@ -147,13 +149,13 @@ def work_to_the_end(ledger: Ledger, study: optuna.Study) -> None:
         pass_time(ledger, ledger.times.lost_after)
         reap_now(ledger)
     worker = enter(ledger)
-    while ledgers.is_open(ledger):
+    while is_open(ledger):
         one_attempt(ledger, study, worker, "complete")
 
 
 def reap_now(ledger: Ledger) -> tuple[int, ...]:
     """Look twice with a grace in between."""
-    from search.workers import reap
+    from search.ledger.heartbeat import reap
 
     slots = reap(ledger).slots
     pass_time(ledger, ledger.times.lost_after)

@@ -15,8 +15,9 @@ from sqlalchemy.engine import URL
 SERVER = """
 import sys
 from pathlib import Path
-from search.dashboard import serve
-from search.storage import open_storage, storage_url
+from search.dashboard.server import serve
+from search.storage.connect import open_storage
+from search.storage.url import storage_url
 
 serve(open_storage(storage_url(sys.argv[1])), Path(sys.argv[2]), port=int(sys.argv[3]),
       ready=lambda url: print(url, flush=True))

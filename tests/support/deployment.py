@@ -21,9 +21,9 @@ import sqlalchemy as sa
 import typer
 from sqlalchemy.engine import URL
 
-from search.cli import app
-from search.local_postgres import local_postgres
-from search.storage import storage_url
+from search.cli.main import app
+from search.storage.local_postgres import local_postgres
+from search.storage.url import storage_url
 from support.database import NASTY, TRACES, dump
 
 ROOT = Path(__file__).parents[2]

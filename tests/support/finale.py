@@ -1,4 +1,4 @@
-"""What a finale stores, made up: as `search.confirm` and `search.retrain` give it."""
+"""What a finale stores, made up: as `search.finale.confirm` and `search.finale.retrain` give it."""
 
 from typing import Any
 

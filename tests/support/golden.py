@@ -20,9 +20,9 @@ from typing import Any
 
 import optuna
 
-from benchmarks.growth import definition, grow
-from search.storage import storage_url
-from search.study_file import PrunerConfig, SamplerConfig
+from benchmarks.service.growth import definition, grow
+from search.config.study_file import PrunerConfig, SamplerConfig
+from search.storage.url import storage_url
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 
@@ -100,7 +100,8 @@ STUDIES = {"digits": DIGITS, "cifar10": CIFAR10}
 PASSING = frozenset({
     "age", "attempt_began", "commit", "cpu_hours", "device", "device_hours", "device_seconds", "eta_seconds", "folder",
     "forecast", "images_per_second", "latency", "overhead", "overhead_seconds", "peak_memory_bytes", "published",
-    "read_at", "seconds", "start_up", "storage", "trial_seconds", "when", "worker", "environment", "definition", "retrain_progress",
+    "definition", "environment", "read_at", "retrain_progress", "seconds", "start_up", "storage", "trial_seconds",
+    "when", "worker",
 })  # fmt: skip
 """Keys whose values differ from run to run, or from machine to machine."""
 

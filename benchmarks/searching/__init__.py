@@ -1,0 +1,1 @@
+"""What samplers, pruners and parallel workers gain, replayed and real."""

@@ -1,0 +1,1 @@
+"""What faults, many workers and long studies cost."""

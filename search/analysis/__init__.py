@@ -1,0 +1,1 @@
+"""Statistics over finished trials: noise, extrapolation, forecast, selection, audit."""

@@ -1,0 +1,106 @@
+"""What became of a trial, and what it measured: read from what is stored, whoever stored it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search.attributes import OVERHEAD
+from search.config.objective import score
+
+Outcome = Literal["complete", "pruned", "infeasible", "failed attempt", "running", "waiting"]
+
+
+def outcome(trial: FrozenTrial) -> Outcome:
+    """What became of a trial, finer than Optuna's states: an infeasible configuration is PRUNED there."""
+    match trial.state:
+        case TrialState.COMPLETE:
+            return "complete"
+        case TrialState.PRUNED:
+            fault = trial.user_attrs.get("fault")  # a constraint is broken also by a loss that is not finite
+            broken = fault is None and any(value > 0 for value in trial.constraints.values())
+            return "infeasible" if broken or fault == "infeasible" else "pruned"
+        case TrialState.FAIL:
+            return "failed attempt"
+        case TrialState.RUNNING:
+            return "running"
+        case _:
+            return "waiting"
+
+
+def number(value: object) -> float | None:
+    """A finite number as one; None for anything else, such as an absent attribute or an infinite loss."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def end_accuracy(trial: FrozenTrial) -> float | None:
+    """Accuracy of a trial that went to its end; None for any other, and where it is not finite."""
+    return number(score(trial)) if trial.state == TrialState.COMPLETE else None
+
+
+def seconds(trial: FrozenTrial) -> float:
+    """Time that a trial held its device: its own measurement, else from its start to its end."""
+    measured = number(trial.user_attrs.get("seconds"))
+    if measured is not None:
+        return measured
+    if trial.datetime_start is None or trial.datetime_complete is None:
+        return 0.0
+    return max(0.0, (trial.datetime_complete - trial.datetime_start).total_seconds())
+
+
+def validation_curve(trial: FrozenTrial) -> dict[int, float]:
+    """Validation accuracy by epoch; epochs without a finite one are left out."""
+    return _finite({**_stored(trial, "validation_accuracy"), **trial.intermediate_values})
+
+
+def curve(trial: FrozenTrial, key: str) -> dict[int, float]:
+    """A number of every epoch's `model.result.EpochResult` by epoch; epochs without a finite one are left out."""
+    return _finite(_stored(trial, key))
+
+
+def _stored(trial: FrozenTrial, key: str) -> dict[int, object]:
+    return {int(row["epoch"]): row.get(key) for row in trial.user_attrs.get("curve") or []}
+
+
+def _finite(values: Mapping[int, object]) -> dict[int, float]:
+    return {epoch: finite for epoch in sorted(values) if (finite := number(values[epoch])) is not None}
+
+
+def epoch_seconds(trial: FrozenTrial) -> float | None:
+    """Seconds that an epoch of a trial took, the median; None where that is not known."""
+    known = [taken for taken in curve(trial, "seconds").values() if taken]
+    return median(known) if known else None
+
+
+def trials_overhead(trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+    """Overhead of all trials that know theirs: its share of their time, and the median; None where there are none."""
+    known = [trial.user_attrs for trial in trials if OVERHEAD in trial.user_attrs]
+    if not known:
+        return None
+    seconds = [float(attributes[OVERHEAD]) for attributes in known]
+    whole = sum(_whole(attributes) for attributes in known)
+    return {
+        "share": round(sum(seconds) / whole, 5) if whole else 0.0,
+        "median_seconds": round(median(seconds), 3),
+        "trials": len(known),
+    }
+
+
+def _whole(attributes: Mapping[str, Any]) -> float:
+    """Seconds of a trial, at least its overhead: its attribute ``seconds`` leaves lease and ending out."""
+    return max(float(attributes["seconds"]), float(attributes[OVERHEAD]))
+
+
+def workers_start_up(seconds: Sequence[float]) -> dict[str, Any] | None:
+    """Start-up of workers that have begun a trial; None where there are none."""
+    if not seconds:
+        return None
+    return {
+        "median_seconds": round(median(seconds), 1),
+        "longest_seconds": round(max(seconds), 1),
+        "workers": len(seconds),
+    }

@@ -1,0 +1,1 @@
+"""Study files, the search space, settings and the objective."""

@@ -1,0 +1,66 @@
+"""What a search is for: accuracy alone, or accuracy and one cost, which gives a front of networks
+(`search.analysis.pareto`).
+
+A study with two objectives has two values a trial, validation accuracy first. Optuna then refuses `Trial.report`,
+`Trial.should_prune`, `FrozenTrial.value`, `Study.direction` and `Study.best_trial`; whoever wants a trial's accuracy
+asks `score`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, cast, get_args
+
+from optuna.trial import FrozenTrial
+
+from data.errors import UserError
+
+CostName = Literal["params", "flops", "latency"]
+"""What a network costs: trainable values; floating-point operations of one image's forward pass (`model.cost`); median
+seconds of the forward pass of `LATENCY_BATCH` images on the trial's device (`model.quality.latency`)."""
+
+Objective = Literal["accuracy", "accuracy,params", "accuracy,flops", "accuracy,latency"]
+
+COST_ATTRIBUTES: Mapping[CostName, str] = {"params": "parameters", "flops": "flops", "latency": "latency"}
+"""User attributes of a trial that hold its costs; ``latency`` only where it is an objective."""
+
+COST_LABELS: Mapping[CostName, str] = {"params": "parameters", "flops": "FLOPs", "latency": "latency in seconds"}
+"""Names of the costs, for people."""
+
+LATENCY_BATCH = 1
+"""Images of the forward pass whose time is a trial's latency."""
+
+
+def parse_objective(text: str) -> Objective:
+    """The objective that somebody asks for.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    name = ",".join(word.strip() for word in text.split(","))
+    if name not in get_args(Objective):
+        raise UserError(f"no objective {text!r}: take accuracy, or accuracy,params, accuracy,flops or accuracy,latency")
+    return cast(Objective, name)
+
+
+def second_objective(objective: Objective) -> CostName | None:
+    """The cost that is made small beside the accuracy that is made large; None for accuracy alone."""
+    return cast(CostName, objective.partition(",")[2]) if "," in objective else None
+
+
+def score(trial: FrozenTrial) -> float | None:
+    """A trial's validation accuracy, the first of its values; None where it has none."""
+    return trial.values[0] if trial.values else None
+
+
+def cost_of(trial: FrozenTrial, cost: CostName) -> float | None:
+    """What a trial's network costs; None where that is not known, or no number above 0."""
+    value = trial.user_attrs.get(COST_ATTRIBUTES[cost])
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return value if known else None
+
+
+def format_cost(cost: CostName, value: float) -> str:
+    """A cost with its unit."""
+    if cost == "latency":
+        return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+    return f"{value:,.0f} {COST_LABELS[cost]}"

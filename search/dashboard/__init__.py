@@ -1,0 +1,1 @@
+"""Notes, files and graphs for optuna-dashboard, and its server."""

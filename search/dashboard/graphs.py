@@ -1,0 +1,68 @@
+"""The graphs that optuna-dashboard shows of a study."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna_dashboard import save_plotly_graph_object
+from optuna_dashboard._custom_plot_data import SYSTEM_ATTR_PLOT_DATA, split_plot_data
+
+from search.attributes import PUBLISHED
+from search.report.study_figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
+
+
+def finale_figures(confirmation: Mapping[str, Any] | None, retrain: Mapping[str, Any] | None) -> dict[str, go.Figure]:
+    """Graphs of the finale that have something to show."""
+    figures = {}
+    if confirmation:
+        figures["search-confirmation"] = confirmation_figure(confirmation)
+    if retrain:
+        figures["search-retrain-accuracy"] = retrain_accuracy_figure(retrain)
+        figures["search-retrain-loss"] = retrain_loss_figure(retrain)
+    return {name: figure for name, figure in figures.items() if figure.data and any(trace.x for trace in figure.data)}
+
+
+# Graphs
+
+
+def save_graphs(study: optuna.Study, figures: Mapping[str, go.Figure], done: dict[str, Any]) -> None:
+    """Store graphs piece by piece, only those pieces that have changed."""
+    pieces = {name: split_plot_data(figure.to_json(), _graph_key(name)) for name, figure in figures.items()}
+    changed = [name for name in figures if done["graphs"].get(name) != _digests(pieces[name])]
+    if not changed:
+        return
+    known = {name: done["graphs"].pop(name, None) for name in changed}
+    # While pieces are exchanged, nothing is known of them: after a crash they are all written.
+    study.set_user_attr(PUBLISHED, done)
+    for name in changed:
+        _save_graph(study, name, figures[name], pieces[name], known[name])
+        done["graphs"][name] = _digests(pieces[name])
+
+
+def _save_graph(
+    study: optuna.Study, name: str, figure: go.Figure, pieces: Mapping[str, str], known: list[str] | None
+) -> None:
+    if known is None:
+        save_plotly_graph_object(study, figure, graph_object_id=name)
+        return
+    for index, (key, piece) in enumerate(pieces.items()):
+        if index >= len(known) or known[index] != digest(piece):
+            study._storage.set_study_system_attr(study._study_id, key, piece)
+    for index in range(len(pieces), len(known)):
+        # As the dashboard does: an attribute cannot be deleted.
+        study._storage.set_study_system_attr(study._study_id, f"{_graph_key(name)}{index}", "")
+
+
+def _graph_key(name: str) -> str:
+    return f"{SYSTEM_ATTR_PLOT_DATA}{name}:"
+
+
+def _digests(pieces: Mapping[str, str]) -> list[str]:
+    return [digest(piece) for piece in pieces.values()]
+
+
+def digest(text: str) -> str:
+    """A short SHA-256 of a text, to tell whether it has changed."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Confirm, retrain, convergence and comparison."""

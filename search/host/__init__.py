@@ -1,0 +1,1 @@
+"""This machine: processes, cores, memory, versions."""

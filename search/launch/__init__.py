@@ -1,0 +1,1 @@
+"""How workers are started: on this machine, on shared GPUs, on a Ray cluster."""

@@ -1,0 +1,1 @@
+"""The exact budget: leases, attempts, the registry of workers, heartbeats."""

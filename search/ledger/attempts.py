@@ -1,0 +1,269 @@
+"""Attempts at a slot: each is an Optuna trial of its own, begun, ended and fenced here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search.attributes import ATTEMPT, CAUSE, FAULT, SLOT, START, WORKER, Fault
+from search.ledger.leases import Lease, LeaseLostError, Ledger, close_slot, is_held, release_lease
+from search.storage.rdb import RetryingStorage
+from search.storage.tables import SLOTS
+
+MOST_DEATHS = 10
+"""So many workers that die one after another in one configuration, none of them an epoch further than the last, are
+no accident: it is given up as infeasible."""
+
+MOST_ERRORS = 2
+"""So many attempts at one configuration that end in an exception: its slot draws another one."""
+
+ERRORS_IN_A_ROW = 5
+"""So many attempts that end in an exception one after another, whatever the configuration, are a bug: all stop."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a configuration: its lease and its trial.
+
+    Attributes:
+        notes: user attributes that are stored with its end, in one transaction right before it; nothing is stored
+            where the lease was lost or the process dies.
+    """
+
+    lease: Lease
+    trial: optuna.Trial
+    trial_id: int
+    database: RetryingStorage
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Parameters and attributes given meanwhile are written in one transaction, and trials are read once."""
+        with self.database.gathering(self.trial_id), self.database.one_reading():
+            yield
+
+    def should_prune(self) -> bool:
+        """Whether the pruner stops this trial, by one reading of the others."""
+        with self.database.one_reading():
+            return self.trial.should_prune()
+
+    def report(self, epoch: int, accuracy: float) -> None:
+        """Store an epoch's accuracy, also where there are two objectives, for which Optuna refuses to.
+
+        Raises:
+            UpdateFinishedTrialError: somebody has ended the trial.
+        """
+        if len(self.trial.study.directions) == 1:
+            self.trial.report(accuracy, epoch)  # the pruner looks at what this keeps
+        else:
+            self.trial.storage.set_trial_intermediate_value(self.trial_id, epoch, accuracy)
+
+    def store_notes(self) -> None:
+        """Write the notes.
+
+        Raises:
+            LeaseLostError: somebody has ended the trial.
+        """
+        try:
+            with self.gathering():
+                for name, value in self.notes.items():
+                    self.trial.set_user_attr(name, value)
+        except UpdateFinishedTrialError as error:
+            raise LeaseLostError from error
+
+
+def begin_attempt(
+    ledger: Ledger, study: optuna.Study, taken: Lease, given: Mapping[str, Any], about: Mapping[str, Any]
+) -> Attempt | None:
+    """Create the trial of an attempt, once every earlier attempt at its slot is over.
+
+    Args:
+        ledger: of the study.
+        study: with the sampler for this slot.
+        taken: the lease.
+        given: parameters that the slot's first attempt begins with; later ones have those of the first.
+        about: user attributes that the trial has from its first moment.
+
+    Returns:
+        the attempt, or None where the slot turned out to be done.
+    """
+    earlier = end_earlier_attempts(ledger, taken) if taken.attempt > 1 else []
+    if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier):
+        close_slot(ledger, taken)
+        return None
+    fixed = dict(given)
+    errors = 0
+    for trial in earlier:
+        fixed |= trial.system_attrs.get("fixed_params", {}) | trial.params
+        errors += trial.user_attrs.get(FAULT) == "error"
+        if trial.user_attrs.get(FAULT) == "error" and errors % MOST_ERRORS == 0:
+            fixed = {}  # this configuration is broken: another one is drawn, and kept in its turn
+    known = {SLOT: taken.slot, ATTEMPT: taken.attempt, **about}
+    if taken.start is not None:
+        known[START] = taken.start
+    system = {"fixed_params": fixed} if fixed else {}
+    template = create_trial(state=TrialState.RUNNING, user_attrs=known, system_attrs=system)
+    with _fenced(ledger, taken) as tries:
+        trial_id = ledger.storage.create_new_trial(ledger.study_id, template)
+    if len(tries) > 1:
+        _end_twins(ledger, taken, trial_id)
+    return Attempt(taken, optuna.Trial(study, trial_id), trial_id, ledger.database)
+
+
+@contextmanager
+def _fenced(ledger: Ledger, taken: Lease) -> Iterator[list[int]]:
+    """Let a trial be created only while the lease is held, and the lease not be taken until it is created.
+
+    Without this a worker that was held up between the two would create a trial that nobody ever ends, since the
+    slot's next attempt has begun already.
+
+    Yields:
+        a list that grows with every try: after the second one the trial may have been created twice.
+    """
+    held = sa.select(SLOTS.c.slot).where(is_held(ledger, taken), SLOTS.c.state == "leased").with_for_update(read=True)
+
+    tries: list[int] = []
+
+    def check(connection: sa.Connection) -> None:
+        tries.append(len(tries))
+        if connection.scalar(held) is None:
+            raise LeaseLostError
+
+    with ledger.database.checking(check):
+        yield tries
+
+
+def attempts_at(ledger: Ledger, slot: int) -> list[FrozenTrial]:
+    """Every attempt at a slot, in their order."""
+    trials = ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)
+    return [trial for trial in trials if trial.user_attrs.get(SLOT) == slot]
+
+
+def end_earlier_attempts(ledger: Ledger, taken: Lease) -> list[FrozenTrial]:
+    """Mark what is left RUNNING of a slot's earlier attempts FAIL; every earlier attempt, as it ended."""
+    for trial in attempts_at(ledger, taken.slot):
+        if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] < taken.attempt:
+            fail_trial(ledger, trial, f"worker {trial.user_attrs.get(WORKER)}: {taken.cause or 'died'}", "killed")
+    return [trial for trial in attempts_at(ledger, taken.slot) if trial.user_attrs[ATTEMPT] < taken.attempt]
+
+
+def _end_twins(ledger: Ledger, taken: Lease, trial_id: int) -> None:
+    """Mark FAIL what the same attempt created a moment ago, when the connection broke before the answer came."""
+    for trial in attempts_at(ledger, taken.slot):
+        own = trial.user_attrs[ATTEMPT] == taken.attempt and trial._trial_id != trial_id
+        if own and trial.state == TrialState.RUNNING:
+            fail_trial(ledger, trial, "created twice while the database was away", "lost")
+
+
+def fail_trial(ledger: Ledger, trial: FrozenTrial, cause: str, fault: Fault) -> None:
+    """Mark a RUNNING trial FAIL, with cause and fault; one that has just ended stays as it is."""
+    try:
+        with ledger.database.gathering(trial._trial_id):
+            ledger.storage.set_trial_user_attr(trial._trial_id, CAUSE, cause)
+            ledger.storage.set_trial_user_attr(trial._trial_id, FAULT, fault)
+        ledger.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return  # it ended by itself at this very moment
+
+
+Values = float | Sequence[float] | None
+"""Of a COMPLETE trial: one, or one for each objective."""
+
+
+def finish_attempt(ledger: Ledger, attempt: Attempt, state: TrialState, value: Values) -> None:
+    """Store a result, COMPLETE with its value or PRUNED, with the attempt's notes, and close the slot.
+
+    Raises:
+        LeaseLostError: another worker has the slot.
+    """
+    attempt.store_notes()
+    _tell_optuna(ledger, attempt, state, value)
+    close_slot(ledger, attempt.lease)
+
+
+def finish_diverged(ledger: Ledger, attempt: Attempt, cause: str) -> None:
+    """Store that a configuration's loss does not stay finite, which is a result: it is PRUNED.
+
+    Raises:
+        LeaseLostError, UpdateFinishedTrialError: another worker has the slot.
+    """
+    attempt.notes.update({CAUSE: cause, FAULT: "non-finite loss"})
+    if len(attempt.trial.study.directions) > 1:
+        # Optuna 5.0's TPE ranks pruned trials by epoch and accuracy, and raises where there are two objectives. It
+        # looks at constraints first.
+        attempt.trial.set_constraint("loss stays finite", 1.0)
+    finish_attempt(ledger, attempt, TrialState.PRUNED, None)
+
+
+def _tell_optuna(ledger: Ledger, attempt: Attempt, state: TrialState, value: Values) -> None:
+    try:
+        attempt.trial.study.tell(attempt.trial, value, state)
+    except (UpdateFinishedTrialError, ValueError) as error:
+        # Told before, where the answer was lost with its connection; or somebody else ended this attempt.
+        told = ledger.storage.get_trial(attempt.trial_id).state
+        if told != state:
+            if told == TrialState.RUNNING:
+                raise
+            raise LeaseLostError from error
+
+
+def hand_back(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> None:
+    """Mark an attempt FAIL and let its slot wait for the next one.
+
+    Raises:
+        LeaseLostError: another worker has the slot already.
+    """
+    end_attempt(ledger, attempt, cause, fault)
+    release_lease(ledger, attempt.lease, errors=1 if fault == "error" else 0)
+
+
+def mark_infeasible(ledger: Ledger, attempt: Attempt, cause: str) -> None:
+    """Store that a configuration cannot be trained: a broken constraint for the sampler, never a score.
+
+    Raises:
+        LeaseLostError: another worker has the slot.
+    """
+    attempt.notes.update({CAUSE: cause, FAULT: "infeasible"})
+    attempt.store_notes()
+    try:
+        attempt.trial.set_constraint("fits into memory", 1.0)
+        # Not `tell`: it would make the last epoch's accuracy, if there was one, the trial's value.
+        ledger.storage.set_trial_state_values(attempt.trial_id, TrialState.PRUNED)
+    except UpdateFinishedTrialError as error:
+        if ledger.storage.get_trial(attempt.trial_id).state != TrialState.PRUNED:
+            raise LeaseLostError from error
+    close_slot(ledger, attempt.lease)
+
+
+def end_attempt(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> None:
+    """Mark an attempt FAIL and keep the lease.
+
+    Raises:
+        LeaseLostError: somebody has ended the trial.
+    """
+    attempt.notes.update({CAUSE: cause, FAULT: fault})
+    attempt.store_notes()
+    _tell_optuna(ledger, attempt, TrialState.FAIL, None)
+
+
+def abandon_lease(ledger: Ledger, taken: Lease, cause: str) -> None:
+    """Hand a lease back from another thread than the one that trains: its attempt ends here, whatever it is doing."""
+    for trial in attempts_at(ledger, taken.slot):
+        if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] == taken.attempt:
+            fail_trial(ledger, trial, cause, "preempted")
+    release_lease(ledger, taken)
+
+
+def errors_in_a_row(ledger: Ledger) -> int:
+    """How many of the last attempts that ended, by number, ended in an exception one after another."""
+    count = 0
+    for trial in reversed(ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)):
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            break
+        count += trial.state == TrialState.FAIL and trial.user_attrs.get(FAULT) == "error"
+    return count

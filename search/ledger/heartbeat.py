@@ -1,0 +1,220 @@
+"""Heartbeats that keep leases alive, and taking leases from dead workers."""
+
+import contextlib
+import math
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from search.host.process import is_dead, pid_namespace
+from search.host.resources import oom_kills
+from search.ledger.leases import Lease, Ledger, transaction
+from search.ledger.registry import store_last_lines
+from search.storage.retry import StorageLostError
+from search.storage.tables import SLOTS, WORKERS, now
+
+
+@dataclass
+class TrialProgress:
+    """What a worker's heartbeats tell of its trial; written by the trial, read by the heartbeats."""
+
+    trial: int
+    epoch: int = 0
+    epochs: int = 0
+    accuracy: float | None = None
+    images_per_second: float | None = None
+
+
+def send_heartbeat(ledger: Ledger, worker: str, taken: Lease | None, progress: TrialProgress | None) -> bool:
+    """One heartbeat: say that this worker lives and renew its lease.
+
+    Returns:
+        False where the lease is another's by now.
+    """
+
+    def work(connection: sa.Connection) -> bool:
+        told = asdict(progress) if progress else None
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(heartbeat=now(), progress=told))
+        if taken is None:
+            return True
+        epoch = progress.epoch if progress else 0
+        further = SLOTS.c.epochs < epoch
+        renewed = (
+            sa.update(SLOTS)
+            .where(
+                SLOTS.c.study_id == ledger.study_id,
+                SLOTS.c.slot == taken.slot,
+                SLOTS.c.worker == worker,
+                SLOTS.c.state == "leased",
+            )
+            .values(
+                expires=now() + ledger.times.lease,
+                suspected=None,
+                deaths=sa.case((further, 0), else_=SLOTS.c.deaths),
+                epochs=sa.case((further, epoch), else_=SLOTS.c.epochs),
+            )
+        )
+        return connection.execute(renewed).rowcount == 1
+
+    return transaction(ledger, work)
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What a look for the dead found.
+
+    Attributes:
+        slots: that wait again.
+        leased: slots that somebody has.
+    """
+
+    slots: tuple[int, ...]
+    leased: int
+
+
+def reap(ledger: Ledger, anew: bool = False, for_memory: bool = False) -> Reaped:
+    """Take leases from the dead, wherever they were.
+
+    Args:
+        ledger: of the study.
+        anew: this process did not see the database for a while; the workers that were suspected before may not have
+            seen it either, so they get the whole grace once more.
+        for_memory: the kernel has killed a process for want of memory since the last look.
+    """
+    neighbours = reap_local(ledger, for_memory)
+    leased = SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == "leased"
+    late = SLOTS.c.expires < now()
+    count = sa.select(sa.func.count().label("leased"), sa.func.count(sa.case((late, 1))).label("late")).where(*leased)
+    (found,) = ledger.outage.persist(lambda: ledger.database.rows(count))
+    if not found.late:
+        return Reaped(tuple(neighbours), found.leased)
+
+    def work(connection: sa.Connection) -> list[int]:
+        unseen = sa.true() if anew else SLOTS.c.suspected.is_(None)
+        connection.execute(sa.update(SLOTS).where(*leased, late, unseen).values(suspected=now()))
+        gone = sa.and_(*leased, late, SLOTS.c.suspected < now() - ledger.times.grace)
+        cause = f"its worker gave no sign of life for {ledger.times.lost_after:g} s"
+        taken = sa.update(SLOTS).where(gone).values(_taken_away(cause)).returning(SLOTS.c.slot)
+        return list(connection.scalars(taken))
+
+    return Reaped((*neighbours, *transaction(ledger, work)), found.leased)
+
+
+def reap_local(ledger: Ledger, for_memory: bool = False) -> list[int]:
+    """Take leases from workers of this machine whose processes are gone; slots that wait again."""
+    query = sa.select(WORKERS.c.process, WORKERS.c.id).where(
+        WORKERS.c.study_id == ledger.study_id, WORKERS.c.left.is_(None), WORKERS.c.place == pid_namespace()
+    )
+    here = ledger.outage.persist(lambda: ledger.database.rows(query))
+    dead = {process for process in {row.process for row in here} if is_dead(pid_namespace(), process)}
+    why = "its process ended without a word" + (", while the kernel was out of memory" if for_memory else "")
+    return [slot for row in here if row.process in dead for slot in mark_dead(ledger, row.id, why, for_memory)]
+
+
+def mark_dead(ledger: Ledger, worker: str, farewell: str, for_memory: bool = False) -> list[int]:
+    """Note that a worker's process is known to have ended, and let its slot wait again.
+
+    Args:
+        ledger: of the study.
+        worker: its id.
+        farewell: how it ended.
+        for_memory: the kernel killed it for want of memory.
+
+    Returns:
+        the slot that it had, if any.
+    """
+
+    def work(connection: sa.Connection) -> list[int]:
+        leave = sa.update(WORKERS).where(WORKERS.c.id == worker, WORKERS.c.left.is_(None))
+        left = connection.execute(leave.values(left=now(), farewell=farewell, slot=None, alone=0)).rowcount
+        taken = (
+            sa.update(SLOTS)
+            .where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.worker == worker, SLOTS.c.state == "leased")
+            .values(**_taken_away(farewell), memory_kills=SLOTS.c.memory_kills + int(for_memory))
+            .returning(SLOTS.c.slot)
+        )
+        return list(connection.scalars(taken)) if left else []
+
+    return transaction(ledger, work)
+
+
+def _taken_away(cause: str) -> dict[str, Any]:
+    free = {"state": "waiting", "worker": None, "expires": None, "suspected": None}
+    return {**free, "deaths": SLOTS.c.deaths + 1, "cause": cause}
+
+
+REAPERS = 4
+"""So many workers of a study, by chance, look in every heartbeat whether others have died."""
+
+LAST_LINES = 20
+"""So many of the last lines that a worker printed are kept with the study."""
+
+
+class Heartbeat:
+    """Beats in a thread of its own for as long as the context lasts."""
+
+    def __init__(self, ledger: Ledger, worker: str, reaped: Callable[[list[int]], None]) -> None:
+        self.taken: Lease | None = None
+        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        """What the worker printed last."""
+        self.progress: TrialProgress | None = None
+        self.lost = False
+        """Whether the lease turned out to be another's. The trial asks for it after every epoch."""
+        self.failure: Exception | None = None
+        """What ended the beating, such as an outage that lasted too long."""
+        self._ledger, self._worker, self._reaped = ledger, worker, reaped
+        self._told_lines = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=5)
+        with contextlib.suppress(StorageLostError):
+            self._tell_lines()
+
+    def hold(self, taken: Lease | None) -> None:
+        """Keep this lease alive from now on; None where there is none."""
+        self.taken, self.progress, self.lost = taken, None, False
+
+    def _tell_lines(self) -> None:
+        lines = "\n".join(self.lines.copy())
+        if lines != self._told_lines:
+            store_last_lines(self._ledger, self._worker, lines)
+            self._told_lines = lines
+
+    def _beat(self) -> None:
+        seen, kills = -math.inf, oom_kills()
+        anew, leased = False, 0
+        try:
+            while not self._stopping.wait(self._ledger.times.heartbeat):
+                taken = self.taken
+                renewed = send_heartbeat(self._ledger, self._worker, taken, self.progress)
+                self._tell_lines()
+                if not renewed and taken is not None and taken is self.taken:
+                    self.lost = True
+                anew = anew or time.monotonic() - seen > self._ledger.times.lease
+                seen = time.monotonic()
+                before, kills = kills, oom_kills()
+                # By a few of many: if each looked at all the others, a thousand workers would look a million times.
+                if random.random() * leased < REAPERS:
+                    reaped = reap(self._ledger, anew=anew, for_memory=kills > before)
+                    anew, slots, leased = False, list(reaped.slots), reaped.leased
+                else:
+                    slots = reap_local(self._ledger, for_memory=kills > before)
+                if slots:
+                    self._reaped(slots)
+        except StorageLostError as error:
+            self.failure = error
+        except Exception as error:  # noqa: BLE001  (a dead heart must not go unnoticed)
+            self.failure = error

@@ -1,0 +1,267 @@
+"""Who works at a study: registration, heartbeats that keep leases alive, and taking leases from the dead.
+
+A lease ends by itself when its worker was silent for half of ``lost_after``; it is taken away when it stayed so for
+the other half, counted from the moment when somebody saw it expired. The second half is what an outage needs: when
+the database comes back every lease may have expired, and every worker that lives has that long to renew.
+
+A neighbour in the same machine need not wait: it sees that the process is gone.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from search.config.study_file import WorkersConfig
+from search.host.process import Process, is_dead
+from search.ledger.leases import Ledger, is_alive, transaction
+from search.storage.tables import LOGS, SLOTS, WORKERS, now
+
+
+@dataclass(frozen=True)
+class DeviceOption:
+    """A device that a worker may take.
+
+    Attributes:
+        name: as ``--device`` takes it.
+        text: for people.
+        key: equal for workers that share the device, in whatever container they run.
+    """
+
+    name: str
+    text: str
+    key: str
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """A worker as the others see it.
+
+    Attributes:
+        id: of the row.
+        host, device: for people; the device is empty until one is taken.
+        device_key: equal for workers that share the device: a GPU's UUID.
+        process: place and key of its process.
+        number, launcher: of a worker that `run` started.
+        start_up: seconds from its process's creation until it began its first trial, without waiting for one.
+        slot: that it has leased.
+        progress: of its trial.
+        silent: seconds since its last heartbeat.
+        state: ``idle``, ``working``, ``silent`` (no heartbeat for longer than a lease), ``left`` or ``dead``.
+        farewell: why it left.
+    """
+
+    id: str
+    host: str
+    device: str
+    device_key: str
+    place: str
+    pid: int
+    process: str
+    number: int | None
+    launcher: str | None
+    start_up: float | None
+    slot: int | None
+    progress: dict[str, Any] | None
+    silent: float
+    state: str
+    farewell: str | None
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has neither left nor died, as far as is known."""
+        return self.state in ("idle", "working", "silent")
+
+
+def register_worker(
+    ledger: Ledger, process: Process, number: int | None, launcher: str | None, log: str | None = None
+) -> str:
+    """Enter a worker that has no device yet.
+
+    Args:
+        ledger: of the study.
+        process: its process.
+        number, launcher: of a worker that `run` started.
+        log: where all that it prints is, for people.
+
+    Returns:
+        its id.
+    """
+    worker = uuid.uuid4().hex
+
+    def work(connection: sa.Connection) -> None:
+        row = {
+            "id": worker,
+            "study_id": ledger.study_id,
+            "host": process.host,
+            "place": process.place,
+            "pid": process.pid,
+            "process": process.key,
+            "number": number,
+            "launcher": launcher,
+            "device": "",
+            "device_key": worker,
+            "began": now(),
+            "heartbeat": now(),
+        }
+        connection.execute(sa.delete(WORKERS).where(WORKERS.c.id == worker))  # entered, but the answer was lost
+        connection.execute(sa.insert(WORKERS).values(row))
+        connection.execute(sa.delete(LOGS).where(LOGS.c.worker == worker))
+        connection.execute(sa.insert(LOGS).values(worker=worker, study_id=ledger.study_id, place=log, lines=""))
+
+    transaction(ledger, work)
+    return worker
+
+
+def take_device(ledger: Ledger, worker: str, devices: Sequence[DeviceOption]) -> DeviceOption:
+    """Of the devices that a worker may have, the one that has the fewest workers."""
+
+    def work(connection: sa.Connection) -> DeviceOption:
+        if connection.dialect.name == "postgresql":  # two that choose at once must not choose the same GPU
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ledger.study_id, 2)))
+        # Of all studies: they share the machine's devices.
+        query = sa.select(WORKERS.c.device_key, WORKERS.c.place, WORKERS.c.process)
+        query = query.where(is_alive(WORKERS, ledger.times), WORKERS.c.id != worker)
+        taken = [key for key, place, process in connection.execute(query) if not is_dead(place, process)]
+        device = min(devices, key=lambda one: taken.count(one.key))
+        chosen = sa.update(WORKERS).where(WORKERS.c.id == worker).values(device=device.text, device_key=device.key)
+        connection.execute(chosen)
+        return device
+
+    return transaction(ledger, work)
+
+
+def store_start_up(ledger: Ledger, worker: str, seconds: float) -> None:
+    """Store how long a worker took to its first trial."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(start_up=seconds))
+
+    transaction(ledger, work)
+
+
+def store_last_lines(ledger: Ledger, worker: str, lines: str) -> None:
+    """Store what a worker printed last."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.update(LOGS).where(LOGS.c.worker == worker).values(lines=lines))
+
+    transaction(ledger, work)
+
+
+@dataclass(frozen=True)
+class WorkerLog:
+    """What a worker has printed.
+
+    Attributes:
+        place: where all of it is, for people; None where its launcher did not say.
+        lines: the last ones.
+    """
+
+    place: str | None
+    lines: tuple[str, ...]
+
+
+def read_logs(ledger: Ledger) -> dict[str, WorkerLog]:
+    """What every worker that ever was has printed, by its id."""
+
+    def work(connection: sa.Connection) -> dict[str, WorkerLog]:
+        query = sa.select(LOGS.c.worker, LOGS.c.place, LOGS.c.lines).where(LOGS.c.study_id == ledger.study_id)
+        return {
+            worker: WorkerLog(place, tuple(lines.splitlines())) for worker, place, lines in connection.execute(query)
+        }
+
+    return transaction(ledger, work)
+
+
+def unregister_worker(ledger: Ledger, worker: str, farewell: str) -> None:
+    """A worker goes; a slot that it still holds waits again."""
+
+    def work(connection: sa.Connection) -> None:
+        free = {"state": "waiting", "worker": None, "expires": None, "suspected": None, "cause": farewell}
+        held = sa.and_(SLOTS.c.study_id == ledger.study_id, SLOTS.c.worker == worker, SLOTS.c.state == "leased")
+        connection.execute(sa.update(SLOTS).where(held).values(free))
+        gone = {"left": now(), "farewell": farewell, "slot": None, "alone": 0}
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker, WORKERS.c.left.is_(None)).values(gone))
+
+    transaction(ledger, work)
+
+
+def adopt_workers(ledger: Ledger, workers: Sequence[str], launcher: str) -> None:
+    """A new `run` takes over workers whose own has died."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id.in_(workers)).values(launcher=launcher))
+
+    if workers:
+        transaction(ledger, work)
+
+
+def list_workers(ledger: Ledger) -> list[WorkerRow]:
+    """All workers that ever were, in the order in which they came."""
+
+    def work(connection: sa.Connection) -> list[WorkerRow]:
+        query = sa.select(WORKERS, (now() - WORKERS.c.heartbeat).label("silent"))
+        query = query.where(WORKERS.c.study_id == ledger.study_id).order_by(WORKERS.c.began)
+        return [_row(row, ledger.times) for row in connection.execute(query).mappings()]
+
+    return transaction(ledger, work)
+
+
+def _row(row: sa.RowMapping, times: WorkersConfig) -> WorkerRow:
+    if row["left"] is not None:
+        state = "left"
+    elif is_dead(row["place"], row["process"]) or row["silent"] > times.lost_after:
+        state = "dead"
+    elif row["silent"] > times.lease:
+        state = "silent"
+    else:
+        state = "idle" if row["slot"] is None else "working"
+    stored = [one.name for one in fields(WorkerRow) if one.name not in ("silent", "state")]
+    silent = max(0.0, float(row["silent"]))
+    return WorkerRow(**{name: row[name] for name in stored}, silent=silent, state=state)
+
+
+def want_alone(ledger: Ledger, worker: str, wanted: int) -> None:
+    """Say that a worker waits for its device (1), has it to itself (2), or shares it again (0)."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(alone=wanted))
+
+    transaction(ledger, work)
+
+
+def others_using_device(ledger: Ledger, worker: str) -> int:
+    """How many other workers must pause before this one, which waits for its device, has it to itself.
+
+    Of several that wait, the one with the smallest id goes first; what waits does not train.
+    """
+
+    def work(connection: sa.Connection) -> int:
+        me, other = WORKERS.alias("me"), WORKERS.alias("other")
+        trains = sa.and_(other.c.slot.is_not(None), other.c.alone == 0)
+        goes_first = sa.and_(other.c.alone == 1, other.c.id < worker)
+        query = (
+            sa.select(other.c.place, other.c.process)
+            .join(me, me.c.device_key == other.c.device_key)
+            .where(
+                me.c.id == worker,
+                other.c.id != worker,
+                is_alive(other, ledger.times),
+                sa.or_(trains, goes_first, other.c.alone == 2),
+            )
+        )
+        return sum(not is_dead(place, process) for place, process in connection.execute(query))
+
+    return transaction(ledger, work)
+
+
+BUDGET_DONE = "the budget is done"
+"""Farewell of a worker that was not needed any more."""
+
+
+def worker_name(row: WorkerRow) -> str:
+    """What a person calls a worker."""
+    return f"{row.host}:{row.pid}"

@@ -1,1 +1,0 @@
-"""Searches replayed on measured learning curves: seconds in place of days."""

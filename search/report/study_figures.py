@@ -1,0 +1,414 @@
+"""The study's own pictures: pure functions of what is stored, drawn for optuna-dashboard and the report.
+
+A figure's JSON lies in the database and is read by every open browser every few seconds, so figures are kept small:
+no template, rounded numbers, and a bound on the number of points.
+"""
+
+import html
+import io
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import plotly.graph_objects as go
+from optuna.trial import FrozenTrial
+from plotly.subplots import make_subplots
+
+from search.analysis.outcomes import Outcome, curve, end_accuracy, number, outcome, seconds, validation_curve
+from search.analysis.selection import front_of
+from search.config.objective import COST_ATTRIBUTES, LATENCY_BATCH, CostName, cost_of, score
+from search.console.format import duration, params_text
+
+T = TypeVar("T")
+
+COLOURS: Mapping[Outcome, str] = {
+    "complete": "#2e7d32",
+    "pruned": "#f9a825",
+    "infeasible": "#6a1b9a",
+    "failed attempt": "#c62828",
+    "running": "#1565c0",
+    "waiting": "#b0bec5",
+}
+
+LINE_COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#78716c", "#ec4899", "#84cc16")
+"""For lines side by side, readable on white and on black."""
+
+MOST_POINTS = 500
+"""Trials that `accuracy_cost_figure` shows at most: about 100 kB of JSON."""
+
+_MARGIN = {"l": 60, "r": 30, "t": 50, "b": 50}
+
+
+def budget_figure(trials: Sequence[FrozenTrial], requested: int, waiting: int) -> go.Figure:
+    """Configurations by outcome against the number asked for; failed attempts apart, as they count for nothing.
+
+    Args:
+        trials: all trials of the study.
+        requested: configurations asked for.
+        waiting: configurations in the queue.
+    """
+    count: dict[Outcome, int] = {**Counter(outcome(trial) for trial in trials), "waiting": waiting}
+    figure = _figure("Budget: configurations by outcome")
+    for name in COLOURS:
+        row = "attempts" if name == "failed attempt" else "configurations"
+        value = count.get(name, 0)
+        figure.add_bar(
+            x=[value],
+            y=[row],
+            name=f"{name}: {value}",
+            orientation="h",
+            marker_color=COLOURS[name],
+            hovertemplate=f"{value} {name}<extra></extra>",
+        )
+    figure.add_vline(
+        x=requested,
+        line_dash="dash",
+        line_color="#7b8794",
+        annotation_text=f"{requested} requested",
+        annotation_position="bottom left",
+    )
+    figure.update_layout(
+        barmode="stack",
+        yaxis_autorange="reversed",
+        yaxis_automargin=True,
+        xaxis_rangemode="tozero",
+        legend={"orientation": "h", "traceorder": "normal", "y": -0.15},
+    )
+    return figure
+
+
+def device_hours_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
+    """Device-hours by what came of them, over finished trials."""
+    names: dict[Outcome, str] = {
+        "complete": "complete",
+        "pruned": "pruned",
+        "infeasible": "infeasible",
+        "failed attempt": "lost to failed attempts",
+    }
+    spent = dict.fromkeys(names, 0.0)
+    for trial in trials:
+        if trial.state.is_finished():
+            spent[outcome(trial)] += seconds(trial)
+    total = sum(spent.values())
+    figure = _figure(f"Device time: {duration(total)}")
+    figure.add_bar(
+        x=[round(value / 3600, 4) for value in spent.values()],
+        y=list(names.values()),
+        orientation="h",
+        marker_color=[COLOURS[name] for name in names],
+        text=[f"{duration(value)} ({value / total:.0%})" if total else "0 s" for value in spent.values()],
+        hovertemplate="%{y}: %{text}<extra></extra>",
+    )
+    figure.update_layout(
+        yaxis_autorange="reversed", yaxis_automargin=True, xaxis_title="device-hours", xaxis_rangemode="tozero"
+    )
+    return figure
+
+
+COSTS: Mapping[str, str] = {
+    "parameters": "parameters",
+    "flops": "FLOPs of one image, forward",
+    "latency": f"seconds of a forward pass of {LATENCY_BATCH} image",
+}
+"""Attributes of a trial that say what its network costs."""
+
+
+def known_costs(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Those of `COSTS` that can be drawn: parameters and FLOPs, and the latency where trials have measured it."""
+    measured = any("latency" in trial.user_attrs for trial in trials)
+    return [attribute for attribute in COSTS if attribute != "latency" or measured]
+
+
+def accuracy_cost_figure(trials: Sequence[FrozenTrial], chosen: int | None = None) -> go.Figure:
+    """Validation accuracy of COMPLETE trials against each of their costs, with the Pareto fronts.
+
+    Args:
+        trials: of the study.
+        chosen: number of the trial that stands out.
+    """
+    complete = _with_accuracy(trials)
+    costs = known_costs(complete)
+    figure = make_subplots(rows=1, cols=len(costs), shared_yaxes=True, horizontal_spacing=0.04)
+    shown = {
+        n
+        for column, attribute in enumerate(costs, start=1)
+        for n in _add_cost(figure, complete, attribute, column, chosen)
+    }
+    figure.update_yaxes(title_text="validation accuracy", tickformat=".0%", row=1, col=1)
+    some = f" (the best {len(shown):,} of {len(complete):,})" if len(shown) < len(complete) else ""
+    figure.update_layout(showlegend=False)
+    return _plain(figure, f"Accuracy and cost of complete trials{some}")
+
+
+def cost_figure(trials: Sequence[FrozenTrial], attribute: str, chosen: int | None = None) -> go.Figure:
+    """`accuracy_cost_figure` against one of `COSTS` alone."""
+    figure = make_subplots(rows=1, cols=1)
+    _add_cost(figure, _with_accuracy(trials), attribute, 1, chosen)
+    figure.update_yaxes(title_text="validation accuracy", tickformat=".0%")
+    figure.update_layout(showlegend=False)
+    return _plain(figure, f"Accuracy and {attribute}")
+
+
+def pareto_front(trials: Sequence[FrozenTrial], attribute: str) -> list[FrozenTrial]:
+    """COMPLETE trials than which none is both cheaper (or equal) and better, cheapest first."""
+    return front_of(trials, _cost_named(attribute))
+
+
+def _cost_named(attribute: str) -> CostName:
+    return next(cost for cost, name in COST_ATTRIBUTES.items() if name == attribute)
+
+
+def _with_accuracy(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [t for t in trials if end_accuracy(t) is not None]
+
+
+def _add_cost(
+    figure: go.Figure, complete: Sequence[FrozenTrial], attribute: str, column: int, chosen: int | None
+) -> set[int]:
+    """Draw one panel; the numbers of the trials that it shows."""
+    cost = _cost_named(attribute)
+    points = [(price, trial) for trial in complete if (price := cost_of(trial, cost)) is not None]
+    front = [(price, trial) for trial in front_of(complete, cost) if (price := cost_of(trial, cost)) is not None]
+    always = {trial.number for _, trial in front} | {trial.number for _, trial in points if trial.number == chosen}
+    kept = _at_most(MOST_POINTS, points, always)
+    unit = "%{x:.3g} s" if cost == "latency" else f"%{{x:,}} {attribute}"
+    figure.add_scatter(
+        x=[cost for cost, _ in kept],
+        y=[_accuracy(trial) for _, trial in kept],
+        text=[f"trial {t.number}: {html.escape(params_text(t.params))}" for _, t in kept],
+        hovertemplate=f"%{{text}}<br>%{{y:.2%}}, {unit}<extra></extra>",
+        mode="markers",
+        marker={"color": LINE_COLOURS[0], "opacity": 0.6},
+        row=1,
+        col=column,
+    )
+    figure.add_scatter(
+        x=[cost for cost, _ in front],
+        y=[_accuracy(trial) for _, trial in front],
+        mode="lines",
+        line={"shape": "hv", "color": COLOURS["failed attempt"], "width": 1.5},
+        hoverinfo="skip",
+        row=1,
+        col=column,
+    )
+    for price, trial in kept:
+        if trial.number == chosen:
+            figure.add_scatter(
+                x=[price],
+                y=[_accuracy(trial)],
+                name=f"trial {chosen}, chosen",
+                hovertemplate=f"trial {chosen}, chosen<br>%{{y:.2%}}, {unit}<extra></extra>",
+                mode="markers",
+                marker={"color": LINE_COLOURS[3], "symbol": "star", "size": 15},
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(
+        title_text=COSTS[attribute],
+        type="log",
+        tickformat="~s",
+        tickvals=_ticks([cost for cost, _ in kept]),
+        row=1,
+        col=column,
+    )
+    return {trial.number for _, trial in kept}
+
+
+def confirmation_figure(confirmation: Mapping[str, Any]) -> go.Figure:
+    """Each confirmed configuration's accuracy with every seed, their mean, and what the search gave it."""
+    rows = [row for row in confirmation.get("configurations") or () if row.get("accuracies")]
+    names = [f"trial {row['trial']}" for row in rows]
+    figure = _figure("Confirmation over fresh seeds")
+    seeds = [
+        (name, seed, value) for name, row in zip(names, rows, strict=True) for seed, value in row["accuracies"].items()
+    ]
+    figure.add_scatter(
+        x=[round(value, 5) for _, _, value in seeds],
+        y=[name for name, _, _ in seeds],
+        text=[f"seed {html.escape(str(seed))}" for _, seed, _ in seeds],
+        name="one seed",
+        mode="markers",
+        marker={"color": LINE_COLOURS[0], "opacity": 0.7, "size": 8},
+        hovertemplate="%{y}, %{text}: %{x:.2%}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[row["mean"] for row in rows],
+        y=names,
+        error_x={"type": "data", "array": [row.get("std") or 0 for row in rows], "thickness": 1.5},
+        name="mean ± standard deviation",
+        mode="markers",
+        marker={
+            "color": COLOURS["complete"],
+            "symbol": "line-ns",
+            "size": 18,
+            "line": {"width": 3, "color": COLOURS["complete"]},
+        },
+        hovertemplate="%{y}: mean %{x:.2%}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[row.get("search_accuracy") for row in rows],
+        y=names,
+        name="in the search",
+        mode="markers",
+        marker={"color": COLOURS["failed attempt"], "symbol": "diamond-open", "size": 11, "line": {"width": 2}},
+        hovertemplate="%{y} in the search: %{x:.2%}<extra></extra>",
+    )
+    figure.update_xaxes(title_text="validation accuracy", tickformat=".1%")
+    # Categories by their rank, the first row on top, whichever trace names them first.
+    figure.update_yaxes(categoryorder="array", categoryarray=names, autorange="reversed", automargin=True)
+    return figure
+
+
+def retrain_accuracy_figure(retrain: Mapping[str, Any], most: int = 150) -> go.Figure:
+    """Accuracy by epoch of every training of the finale, ``most`` points a line; stars are test accuracies."""
+    figure = _figure("Retrain: accuracy by epoch")
+    for run, name, colour in _retrain_runs(retrain):
+        curve = run.get("curve") or []
+        shown = True
+        for key, what, dash in (("validation_accuracy", "validation", "solid"), ("train_accuracy", "train", "dot")):
+            points = thinned([(row["epoch"], y) for row in curve if (y := number(row.get(key))) is not None], most)
+            if points:
+                figure.add_scatter(
+                    x=[epoch for epoch, _ in points],
+                    y=[round(y, 5) for _, y in points],
+                    name=name,
+                    legendgroup=name,
+                    showlegend=shown,
+                    mode="lines" if len(points) > 1 else "markers",
+                    line={"color": colour, "dash": dash, "width": 1.8},
+                    marker={"color": colour},
+                    hovertemplate=f"{name}, {what}: %{{y:.2%}} after epoch %{{x}}<extra></extra>",
+                )
+                shown = False
+        tested = number((run.get("test") or {}).get("accuracy"))
+        if tested is not None and curve:
+            figure.add_scatter(
+                x=[curve[-1]["epoch"]],
+                y=[round(tested, 5)],
+                name=name,
+                legendgroup=name,
+                showlegend=shown,
+                mode="markers",
+                marker={"color": colour, "symbol": "star", "size": 12},
+                hovertemplate=f"{name}, test: %{{y:.2%}}<extra></extra>",
+            )
+    figure.update_xaxes(title_text="epoch", rangemode="tozero")
+    figure.update_yaxes(title_text="accuracy", tickformat=".0%")
+    return figure
+
+
+def retrain_loss_figure(retrain: Mapping[str, Any], most: int = 150) -> go.Figure:
+    """Training loss by batch of every training of the finale, ``most`` points a line, with the mean around each."""
+    figure = _figure("Retrain: loss of every batch")
+    for run, name, colour in _retrain_runs(retrain):
+        losses = [(step, y) for step, loss in run.get("losses") or () if (y := number(loss)) is not None]
+        if not losses:
+            continue
+        epochs = number(run.get("epochs")) or (run.get("curve") or [{}])[-1].get("epoch") or 1
+        scale = epochs / max(1, losses[-1][0])
+        smooth = _smoothed([y for _, y in losses], max(1, len(losses) // 40))
+        means = [(step, y) for (step, _), y in zip(losses, smooth, strict=True)]
+        for points, width, opacity, shown in ((losses, 1, 0.3, False), (means, 2, 1.0, True)):
+            kept = thinned(points, most)
+            figure.add_scatter(
+                x=[round(step * scale, 3) for step, _ in kept],
+                y=[round(y, 4) for _, y in kept],
+                name=name,
+                legendgroup=name,
+                showlegend=shown,
+                mode="lines",
+                opacity=opacity,
+                line={"color": colour, "width": width},
+                hovertemplate=f"{name}: %{{y:.3f}} at epoch %{{x:.1f}}<extra></extra>" if shown else None,
+                hoverinfo=None if shown else "skip",
+            )
+    figure.update_xaxes(title_text="epoch", rangemode="tozero")
+    figure.update_yaxes(title_text="training loss of a batch", rangemode="tozero")
+    return figure
+
+
+def _retrain_runs(retrain: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str]]:
+    """Watched trainings, then final ones, each with name and colour."""
+    watched = [(run, f"watched, {run['epochs']} epochs") for run in retrain.get("watched") or ()]
+    final = [(run, f"final, seed {run['seed']}") for run in retrain.get("runs") or ()]
+    return [(run, name, LINE_COLOURS[i % len(LINE_COLOURS)]) for i, (run, name) in enumerate((*watched, *final))]
+
+
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """At most so many, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _smoothed(values: Sequence[float], reach: int) -> list[float]:
+    """For each value the mean of those up to ``reach`` before and behind it."""
+    sums = [0.0, *itertools.accumulate(values)]
+    ends = ((max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values)))
+    return [(sums[high] - sums[low]) / (high - low) for low, high in ends]
+
+
+def learning_curve_png(trial: FrozenTrial) -> bytes:
+    """Accuracy by epoch as a PNG: on the validation images, and on the training images where that was stored."""
+    # Half a second to import, and only who draws a curve needs it. Figure and canvas without pyplot leave no state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(6, 3.6), dpi=80)
+    figure.subplots_adjust(left=0.14, right=0.97, bottom=0.15, top=0.9)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for label, points in (
+        ("validation", validation_curve(trial)),
+        ("train", curve(trial, "train_accuracy")),
+    ):
+        if points:
+            axes.plot(list(points), list(points.values()), marker=".", label=label)
+    if axes.lines:
+        axes.legend(loc="lower right")
+    else:
+        axes.text(0.5, 0.5, "no epoch was finished", ha="center", va="center", transform=axes.transAxes)
+    axes.set(title=f"trial {trial.number}, {outcome(trial)}", xlabel="epoch", ylabel="accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _figure(title: str) -> go.Figure:
+    return _plain(go.Figure(), title)
+
+
+def _plain(figure: go.Figure, title: str) -> go.Figure:
+    """Without the default template, which is 6 kB in every figure's JSON; the title clear of plotly's buttons."""
+    return figure.update_layout(title={"text": title, "x": 0, "xanchor": "left"}, template=None, margin=_MARGIN)
+
+
+def _ticks(costs: Sequence[float]) -> list[float]:
+    """Few round numbers along a logarithmic axis; plotly's own choice overlaps in a narrow figure."""
+    if not costs:
+        return []
+    low, high = math.floor(math.log10(min(costs))), math.ceil(math.log10(max(costs)))
+    step = max(1, (high - low) // 4)
+    digits = (1, 2, 5) if high - low <= 2 else (1,)
+    return [digit * 10.0**power for power in range(low, high + 1, step) for digit in digits]
+
+
+def _accuracy(trial: FrozenTrial) -> float:
+    return round(score(trial) or 0.0, 5)
+
+
+def _at_most(
+    most: int, points: Sequence[tuple[float, FrozenTrial]], always: set[int]
+) -> list[tuple[float, FrozenTrial]]:
+    """The trials numbered in ``always`` and the best others, in the order given."""
+    if len(points) <= most:
+        return list(points)
+    ranked = sorted(points, key=lambda point: (point[1].number not in always, -_accuracy(point[1]), point[1].number))
+    kept = {trial.number for _, trial in ranked[:most]}
+    return [(cost, trial) for cost, trial in points if trial.number in kept]

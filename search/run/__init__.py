@@ -1,0 +1,1 @@
+"""`run`: open the study, have its budget done, finale, summary."""

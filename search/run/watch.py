@@ -1,0 +1,103 @@
+"""Watching a study through its storage: what changed since the last look, whoever did it and wherever."""
+
+from collections.abc import Sequence
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from search.analysis.selection import candidates, selection_rule_of
+from search.attributes import CAUSE, FAULT
+from search.config.objective import score
+from search.events import (
+    Best,
+    Budget,
+    EpochFinished,
+    Event,
+    Outcome,
+    SearchProgress,
+    Stage,
+    TrialFinished,
+    TrialStarted,
+    WorkerAt,
+)
+from search.ledger.budget import count_budget
+from search.ledger.leases import Ledger
+from search.ledger.registry import WorkerRow, list_workers, worker_name
+
+
+class Watcher:
+    """Turns a study's changes into events. What had ended before the first look is not told again."""
+
+    def __init__(self, ledger: Ledger, study: optuna.Study, stage: Stage = "search") -> None:
+        self._ledger, self._study, self._stage = ledger, study, stage
+        self._reported: dict[int, int] = {}
+        """Trials under way: the last epoch that was told of."""
+        trials = study.get_trials(deepcopy=False)
+        self._settled = {trial.number for trial in trials if trial.state.is_finished()}
+
+    def look(self) -> tuple[Budget, list[WorkerRow], list[Event]]:
+        """The budget, the workers, and what happened since the last look; the whole picture comes first."""
+        rows = list_workers(self._ledger)
+        speeds = {row.progress["trial"]: row.progress["images_per_second"] for row in rows if row.progress}
+        trials = self._study.get_trials(deepcopy=False)
+        count = count_budget(self._ledger)
+        best = best_so_far(self._study) if self._stage == "search" else None
+        events: list[Event] = [SearchProgress(count, best, _at_work(rows), self._stage)]
+        for trial in trials:
+            if trial.number not in self._settled and trial.state != TrialState.WAITING:
+                events += self._changes(trial, speeds.get(trial.number))
+        return count, rows, events
+
+    def _changes(self, trial: FrozenTrial, speed: float | None) -> list[Event]:
+        events: list[Event] = []
+        attributes = trial.user_attrs
+        epochs = attributes.get("config", {}).get("fit", {}).get("epochs", 0)
+        if trial.number not in self._reported and "parameters" in attributes:
+            self._reported[trial.number] = 0
+            events.append(TrialStarted(trial.number, trial.params, attributes["parameters"], epochs))
+        for epoch, accuracy in sorted(trial.intermediate_values.items()):
+            if epoch > self._reported.get(trial.number, 0):
+                self._reported[trial.number] = epoch
+                events.append(EpochFinished(trial.number, epoch, epochs, accuracy, speed))
+        if trial.state.is_finished():
+            self._settled.add(trial.number)
+            self._reported.pop(trial.number, None)
+            events.append(_finished(trial))
+        return events
+
+
+def _finished(trial: FrozenTrial) -> TrialFinished:
+    attributes = trial.user_attrs
+    outcome: Outcome = "complete"
+    if trial.state == TrialState.PRUNED:
+        outcome = "infeasible" if attributes.get(FAULT) == "infeasible" else "pruned"
+    elif trial.state == TrialState.FAIL:
+        outcome = "handed back" if attributes.get(FAULT) in ("preempted", "killed", "lost") else "failed"
+    scored = outcome == "complete" or (outcome == "pruned" and attributes.get(FAULT) != "non-finite loss")
+    accuracy = trial.intermediate_values[trial.last_step] if scored and trial.last_step is not None else None
+    cause = attributes.get(CAUSE)
+    return TrialFinished(
+        trial.number, outcome, accuracy, trial.last_step or 0, attributes.get("seconds") or _duration(trial), cause
+    )
+
+
+def _duration(trial: FrozenTrial) -> float:
+    return trial.duration.total_seconds() if trial.duration else 0.0
+
+
+def _at_work(rows: Sequence[WorkerRow]) -> tuple[WorkerAt, ...]:
+    return tuple(
+        WorkerAt(worker_name(row), row.device, row.state, row.progress["trial"] if row.progress else None)
+        for row in rows
+        if row.lives
+    )
+
+
+def best_so_far(study: optuna.Study) -> Best | None:
+    """The best COMPLETE trial, as it is shown."""
+    wanted = selection_rule_of(study)
+    trial = next(iter(candidates(study.get_trials(deepcopy=False), wanted, 1)), None)
+    if trial is None or (accuracy := score(trial)) is None:
+        return None
+    rule = "" if wanted.rule == "accuracy" else wanted.text
+    return Best(trial.number, accuracy, trial.user_attrs["parameters"], rule)

@@ -1,0 +1,1 @@
+"""One worker: its loop, one trial, the device it trains on, stopping."""
