@@ -16,17 +16,13 @@ memory      resident set of the process at the bucket's end
 """
 
 import argparse
-import json
 import os
-import platform
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,21 +34,19 @@ import torch
 from sqlalchemy.engine import URL
 
 import search.worker.trial
+from benchmarks.service.record import PACKAGES, report_head, write_report
+from benchmarks.service.studies import create_study
 from data.split import Split
 from model.config import FitConfig
 from model.fit import FitState
 from model.result import EpochResult
-from search import study as studies
 from search.artifacts.mirror import Mirror
 from search.config.study_file import StudyConfig, parse_study
-from search.host.environment import commit
-from search.ledger.budget import request_budget
-from search.ledger.leases import Ledger, open_ledger
-from search.storage.connect import storage_opened
+from search.ledger.leases import Ledger
 from search.storage.local_postgres import local_postgres
 from search.storage.rdb import RetryingStorage
 from search.storage.url import storage_url
-from search.study import DatasetRecord, StudyRecord
+from search.study import DatasetRecord
 from search.worker.loop import run_worker
 from search.worker.runner import WorkerOptions
 from search.worker.stop import StopRequest
@@ -192,10 +186,7 @@ def blank_split() -> Split:
 
 def grow(url: URL, folder: Path, config: StudyConfig) -> Meter:
     """Work a new study off and count."""
-    with storage_opened(url) as storage:
-        dataset = DatasetRecord("digits", "blank", tuple("0123456789"), 10, 10, False)
-        studies.create(storage, StudyRecord("growth", config, dataset), {})
-        request_budget(open_ledger(storage, "growth", config.workers)[0], config.trials)
+    create_study(url, "growth", config, DatasetRecord("digits", "blank", tuple("0123456789"), 10, 10, False))
     meter = Meter()
 
     class Seat(TorchRunner):
@@ -253,12 +244,7 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    results: dict[str, Any] = {
-        "command": "python -m benchmarks.service.growth " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-        "versions": {name: metadata.version(name) for name in ("optuna", "sqlalchemy", "psycopg", "torch")},
-    }
+    results = report_head("benchmarks.service.growth", (*PACKAGES, "torch"))
     for kind in ("sqlite", "postgres") if arguments.storage == "both" else (arguments.storage,):
         with tempfile.TemporaryDirectory(prefix="growth-") as scratch, ExitStack() as stack:
             folder = Path(scratch)
@@ -274,9 +260,7 @@ def main() -> None:
         if arguments.statements:
             print(*(" ".join(text.split())[:150] for text in meter.last), sep="\n")
         results[kind] = rows
-        if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_report(arguments.json, results)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ import contextlib
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,12 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL
 
-from benchmarks.service.sleeper import SleepingSeat, create, definition, quantiles
+from benchmarks.service.latency import ask_and_tell, quantiles
+from benchmarks.service.record import report_head, write_report
+from benchmarks.service.sleeper import SleepingSeat
+from benchmarks.service.studies import create_study, sleeping_study
 from search.attributes import SLOT
 from search.config.study_file import WorkersConfig
-from search.host.environment import commit
 from search.ledger.budget import count_budget
 from search.ledger.leases import Ledger, open_ledger
 from search.storage.connect import storage_opened
@@ -140,8 +141,9 @@ class Database:
 
 def measure(url: URL, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One study, from when all workers are ready."""
-    config = definition(given.trials, given.epochs).model_copy(update={"workers": WorkersConfig()})  # a real heartbeat
-    create(url, NAME, config)
+    real_heartbeat = {"workers": WorkersConfig()}
+    config = sleeping_study(given.trials, given.epochs).model_copy(update=real_heartbeat)
+    create_study(url, NAME, config)
     database = Database(url)
     go = folder / "go"
     shares = [len(range(index, given.workers, given.processes)) for index in range(given.processes)]
@@ -174,11 +176,11 @@ def measure(url: URL, folder: Path, given: argparse.Namespace) -> dict[str, Any]
         "trials": given.trials,
         "seconds": given.seconds,
         "epochs": given.epochs,
-        **told(hosts, given),
+        **latencies(hosts, given),
         "connections": most,
         "transactions_per_trial": round((database.transactions() - transactions) / given.trials, 1),
         "database_cpu_ms_per_trial": round(1000 * spent / given.trials, 2),
-        "workers_cpu_ms_per_trial": round(1000 * sum(one["cpu"] for one in hosts) / given.trials, 2),
+        "workers_cpu_ms_per_trial": round(1000 * sum(host["cpu"] for host in hosts) / given.trials, 2),
         "processors_idle_share": round(_idle(busy_before, busy), 3),
         **outcome(url),
     }
@@ -193,24 +195,11 @@ def _idle(before: Any, after: Any) -> float:
     return float((spent["idle"] + spent["iowait"]) / max(1e-9, sum(spent.values())))
 
 
-def told(hosts: Sequence[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
+def latencies(hosts: Sequence[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
     """Wall time against the ideal, and how long asks and tells took."""
-    asks, tells, begins, ends = [], [], [], []
-    for one in hosts:
-        for events in one["events"]:
-            last = slept = None
-            for what, at in events:
-                if what == "begins":
-                    begins.append(at)
-                elif what == "asked":
-                    if last is not None:
-                        asks.append(at - last)
-                elif what == "slept":
-                    slept = at
-                elif what == "told" and slept is not None:
-                    tells.append(at - slept)
-                    last = at
-                    ends.append(at)
+    workers = [events for host in hosts for events in host["events"]]
+    asks, tells = (list(chain.from_iterable(waits)) for waits in zip(*map(ask_and_tell, workers), strict=True))
+    begins, ends = ([at for events in workers for what, at in events if what == word] for word in ("begins", "told"))
     wall = max(ends) - min(begins)
     ideal = math.ceil(given.trials / given.workers) * given.seconds
     return {
@@ -275,17 +264,12 @@ def main() -> None:
         with server(folder / "postgres", given.workers + 50) as url:
             result = measure(url, folder, given)
     report = {
-        "command": "python -m benchmarks.service.scale " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-        "versions": {name: metadata.version(name) for name in ("optuna", "sqlalchemy", "psycopg")},
+        **report_head("benchmarks.service.scale"),
         **result,
         "model": [model(result, cores) for cores in (2, 16, 64)],
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if given.json:
-        given.json.write_text(text + "\n")
+    print(json.dumps(report, indent=1))
+    write_report(given.json, report)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ has it. Every event is a JSON line in FILE. With ``--go`` the process waits unti
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,64 +20,20 @@ import optuna
 from optuna.storages import RDBStorage, RetryFailedTrialCallback
 from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import URL
 
-from search import study as studies
+from benchmarks.service.studies import sleeping_study
 from search.config.space import sample
-from search.config.study_file import StudyConfig, parse_study
+from search.config.study_file import StudyConfig
 from search.events import Event
 from search.ledger.attempts import Attempt
-from search.ledger.budget import request_budget
 from search.ledger.heartbeat import Heartbeat, TrialProgress
-from search.ledger.leases import LeaseLostError, Ledger, open_ledger
-from search.storage.connect import storage_opened
+from search.ledger.leases import LeaseLostError, Ledger
 from search.storage.url import storage_url, with_password
-from search.study import DatasetRecord, StudyRecord
 from search.worker import loop as worker
 from search.worker.runner import Failure, TrialResult, WorkerOptions
 from search.worker.stop import StoppedError, StopRequest
 
 HEARTBEAT, GRACE = 2, 6
-
-SPACE = {
-    "blocks": {"low": 3, "high": 6},
-    "convs": {"low": 1, "high": 3},
-    "width": {"low": 24, "high": 48, "step": 8},
-    "lr": {"low": 0.05, "high": 1.0, "log": True},
-    "augment": {"low": 0.2, "high": 0.6, "step": 0.05},
-}
-
-
-def definition(trials: int, epochs: int) -> StudyConfig:
-    """A study of sleeping trials: random sampling, no pruning."""
-    table = {
-        "trials": trials,
-        "trial": {"epochs": epochs},
-        "space": SPACE,
-        "sampler": {"kind": "random"},
-        "pruner": {"kind": "none"},
-        "workers": {"heartbeat": 1.0, "lost_after": 8.0},
-        "retrain": {"epochs": 1},
-    }
-    return parse_study(table, "benchmarks/service/sleeper.py")
-
-
-def create(url: URL, name: str, config: StudyConfig) -> None:
-    """A study of sleeping trials, with its budget."""
-    with storage_opened(url) as storage:
-        record = StudyRecord(name, config, DatasetRecord("digits", "none", ("0", "1"), 1, 1, False))
-        studies.create(storage, record, {})
-        ledger, _ = open_ledger(storage, name, config.workers)
-        request_budget(ledger, config.trials)
-
-
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Median and 99th percentile, in milliseconds."""
-    ordered = sorted(seconds)
-    return {
-        "median_ms": round(1000 * statistics.median(ordered), 1),
-        "p99_ms": round(1000 * ordered[int(0.99 * len(ordered))], 1),
-    }
 
 
 def accuracy(lr: float, epoch: int) -> float:
@@ -158,7 +113,7 @@ def plain(arguments: argparse.Namespace, note: Note) -> None:
         heartbeat_stale_trial_callback=RetryFailedTrialCallback() if beats else None,
     )
     study = optuna.load_study(study_name=arguments.name, storage=storage, sampler=optuna.samplers.RandomSampler())
-    config = definition(1, arguments.epochs)
+    config = sleeping_study(1, arguments.epochs)
 
     def objective(trial: optuna.Trial) -> float:
         settings = sample(config.space, trial)
