@@ -1,42 +1,67 @@
-"""Names of all user attributes of studies and trials, and the faults that an attempt can end with."""
+"""Names of all user attributes that studies and trials have in Optuna's storage, and the faults of attempts."""
 
-from typing import Literal
+from enum import StrEnum
 
-WOULD_STOP = "would_stop"
-"""User attribute of a trial: the epoch after which the pruner wanted to stop it."""
-
-LIMITS = "limits"
-"""User attribute of a search: the limits that its finale keeps to, so that whoever works at it knows them."""
-
-CONFIRM_ENTRIES = "confirms"
-"""User attribute of a confirming study: for each slot the trial of the search that it repeats, and the seed."""
+# Trials
 
 SLOT, ATTEMPT, WORKER, START = "slot", "attempt", "worker", "start"
-"""User attributes of a trial: which configuration of the budget it is, the how-manieth try at it, and whose."""
+"""Which configuration of the budget it is, which attempt at it (from 1), whose, and which known good start."""
 
-CAUSE, FAULT = "cause", "fault"
-"""User attributes of a trial that did not end COMPLETE by itself: why, in words, and which `Fault`."""
+CONFIG, PARAMETERS, FLOPS, LATENCY, DEVICE = "config", "parameters", "flops", "latency", "device"
+"""What is trained, its cost (latency in seconds), and on what it is trained."""
 
-Fault = Literal["killed", "lost", "preempted", "out of memory", "infeasible", "non-finite loss", "error"]
+CURVE, SECONDS, IMAGES_PER_SECOND, PEAK_MEMORY = "curve", "seconds", "images_per_second", "peak_memory_bytes"
+"""What was measured: every epoch, the attempt's seconds, the median speed of its epochs, the peak of its memory."""
+
+CAUSE, FAULT, TRACEBACK = "cause", "fault", "traceback"
+"""Of a trial that did not end COMPLETE by itself: why, in words, which `Fault`, and the exception's traceback."""
 
 OVERHEAD = "overhead_seconds"
-"""User attribute of trials that ended COMPLETE, or PRUNED for their accuracy: others break off in mid-epoch."""
+"""Of trials that ended COMPLETE, or PRUNED for their accuracy: others break off in mid-epoch."""
 
-PUBLISHED = "published"
-"""User attribute of a study: what of it has been published (`_empty`)."""
+WOULD_STOP = "would_stop"
+"""The epoch after which the pruner wanted to stop an audited trial."""
 
-RETRAIN, RETRAIN_PARTS = "retrain", "retrain_parts"
-"""User attributes of a study: the retrain's whole result; the trainings of it that are done."""
+# Studies
 
-RETRAIN_PROGRESS, HOLDOUT_READS = "retrain_progress", "holdout_reads"
-"""User attributes of a study: where the retrain is; every read of the test images."""
+DEFINITION, DATASET, SPACE_HASH, ENVIRONMENT = "definition", "dataset", "space_hash", "environment"
+"""The study file, the images, the hash of what makes trials comparable, and the versions that began the study."""
 
+FINALE = "finale"
+"""Whether a confirmation and a retrain follow the search."""
+
+ARTIFACTS = "artifacts"
+"""URL of the store (`search.artifacts.store`) that the study's files are copied to."""
+
+LIMITS = "limits"
+"""The limits of the search's finale, so that every process that works at it knows them."""
+
+CONFIRM_ENTRIES = "confirms"
+"""Of a confirming study: for each slot the trial of the search that it repeats, and the seed."""
 
 CONFIRM_SUFFIX = ".confirm"
 """Ends the name of the study that confirms another one's best configurations (`search.finale.confirm`)."""
 
+RETRAIN, RETRAIN_PARTS, RETRAIN_PROGRESS = "retrain", "retrain_parts", "retrain_progress"
+"""The retrain's whole result, the trainings of it that are done, and where the current one is."""
 
-FINALE = "finale"
-"""User attribute of a search: whether its end is followed by a confirmation and a retrain."""
-ARTIFACTS = "artifacts"
-"""User attribute of a study: the URL of the store (`search.artifacts.store`) that its files are copied to."""
+HOLDOUT_READS = "holdout_reads"
+"""Every read of the test images."""
+
+STUDY_SECONDS = "seconds"
+"""Seconds that all searches of the study took together."""
+
+PUBLISHED = "published"
+"""What of the study has been published (`search.dashboard.publish`)."""
+
+
+class Fault(StrEnum):
+    """Why an attempt did not end with an accuracy, as trials store it in their attribute `FAULT`."""
+
+    KILLED = "killed"
+    LOST = "lost"
+    PREEMPTED = "preempted"
+    OUT_OF_MEMORY = "out of memory"
+    INFEASIBLE = "infeasible"
+    NON_FINITE_LOSS = "non-finite loss"
+    ERROR = "error"

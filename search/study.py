@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from data.errors import UserError, first_line
 from search.analysis.selection import candidates, ranked, selection_rule_of
-from search.attributes import CONFIRM_SUFFIX
+from search.attributes import CONFIRM_SUFFIX, DATASET, DEFINITION, ENVIRONMENT, SPACE_HASH
 from search.config.objective import COST_LABELS, Objective, second_objective
 from search.config.space import differences, space_hash
 from search.config.study_file import StudyConfig, comparable_part
@@ -76,7 +76,7 @@ def find(storage: RDBStorage, name: str) -> optuna.Study | None:
     if name not in study_names(storage):
         return None
     study = optuna.load_study(study_name=name, storage=storage)
-    if "definition" in study.user_attrs:
+    if DEFINITION in study.user_attrs:
         return study
     if not study.user_attrs and not study.get_trials(deepcopy=False):
         return study  # its creator died before it could write the definition
@@ -96,7 +96,7 @@ def load(storage: RDBStorage, name: str | None) -> optuna.Study:
             raise UserError(f"which study? {there}")
         name = names[0]
     study = find(storage, name)
-    if study is None or "definition" not in study.user_attrs:
+    if study is None or DEFINITION not in study.user_attrs:
         there = f"this storage has {', '.join(names)}" if names else "this storage has no study yet"
         raise UserError(f"no study {name!r}: {there}")
     return study
@@ -105,9 +105,9 @@ def load(storage: RDBStorage, name: str | None) -> optuna.Study:
 def record_of(study: optuna.Study) -> StudyRecord | None:
     """What a study's creator stored in it; None where the creator died before it could."""
     attributes = study.user_attrs
-    if "definition" not in attributes:
+    if DEFINITION not in attributes:
         return None
-    dataset = attributes["dataset"]
+    dataset = attributes[DATASET]
     return StudyRecord(
         name=study.study_name,
         config=definition_of(study),
@@ -127,10 +127,10 @@ def create(storage: RDBStorage, record: StudyRecord, environment: Mapping[str, A
         study = _created(storage, record.name, directions)
     with experimental_allowed():
         study.set_metric_names(metrics)
-    study.set_user_attr("dataset", asdict(record.dataset))
-    study.set_user_attr("space_hash", space_hash(comparable_part(record.config)))
-    study.set_user_attr("environment", dict(environment))
-    study.set_user_attr("definition", record.config.model_dump(mode="json"))
+    study.set_user_attr(DATASET, asdict(record.dataset))
+    study.set_user_attr(SPACE_HASH, space_hash(comparable_part(record.config)))
+    study.set_user_attr(ENVIRONMENT, dict(environment))
+    study.set_user_attr(DEFINITION, record.config.model_dump(mode="json"))
     return study
 
 
@@ -141,8 +141,8 @@ def _created(storage: RDBStorage, name: str, directions: list[StudyDirection]) -
 def update(study: optuna.Study, config: StudyConfig) -> None:
     """Store a definition that differs only in what may change: budget, sampler, pruner, retrain, description."""
     definition = config.model_dump(mode="json")
-    if study.user_attrs["definition"] != definition:
-        study.set_user_attr("definition", definition)
+    if study.user_attrs[DEFINITION] != definition:
+        study.set_user_attr(DEFINITION, definition)
 
 
 def definition_of(study: optuna.Study) -> StudyConfig:
@@ -152,7 +152,7 @@ def definition_of(study: optuna.Study) -> StudyConfig:
         UserError: this version of the project does not know something in it.
     """
     try:
-        return _parsed(json.dumps(study.user_attrs["definition"]))
+        return _parsed(json.dumps(study.user_attrs[DEFINITION]))
     except ValidationError as error:
         raise UserError(_other_version(study, first_line(error))) from error
 
@@ -163,7 +163,7 @@ def definition_now(storage: RetryingStorage, study: optuna.Study) -> StudyConfig
     Raises:
         UserError: this version of the project does not know something in it.
     """
-    text = storage.study_attribute(study._study_id, "definition")
+    text = storage.study_attribute(study._study_id, DEFINITION)
     assert text is not None
     try:
         return _parsed(text)
@@ -178,12 +178,12 @@ def _parsed(text: str) -> StudyConfig:
 
 def refuse_other_reading(study: optuna.Study) -> None:
     """Raise `UserError` where this code reads the study's definition differently than the code that wrote it."""
-    if space_hash(comparable_part(definition_of(study))) != study.user_attrs["space_hash"]:
+    if space_hash(comparable_part(definition_of(study))) != study.user_attrs[SPACE_HASH]:
         raise UserError(_other_version(study, "a setting means something else here"))
 
 
 def _other_version(study: optuna.Study, why: str) -> str:
-    commit = study.user_attrs["environment"].get("commit", "unknown")
+    commit = study.user_attrs[ENVIRONMENT].get("commit", "unknown")
     return (
         f"study {study.study_name!r} was made by another version of this project ({why}): "
         f"install the one with commit {commit} here"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.attributes import OVERHEAD
+from search.attributes import CURVE, FAULT, OVERHEAD, SECONDS, Fault
 from search.config.objective import score
 
 Outcome = Literal["complete", "pruned", "infeasible", "failed attempt", "running", "waiting"]
@@ -19,9 +19,9 @@ def outcome(trial: FrozenTrial) -> Outcome:
         case TrialState.COMPLETE:
             return "complete"
         case TrialState.PRUNED:
-            fault = trial.user_attrs.get("fault")  # a constraint is broken also by a loss that is not finite
+            fault = trial.user_attrs.get(FAULT)  # a constraint is broken also by a loss that is not finite
             broken = fault is None and any(value > 0 for value in trial.constraints.values())
-            return "infeasible" if broken or fault == "infeasible" else "pruned"
+            return "infeasible" if broken or fault == Fault.INFEASIBLE else "pruned"
         case TrialState.FAIL:
             return "failed attempt"
         case TrialState.RUNNING:
@@ -44,7 +44,7 @@ def end_accuracy(trial: FrozenTrial) -> float | None:
 
 def seconds(trial: FrozenTrial) -> float:
     """Time that a trial held its device: its own measurement, else from its start to its end."""
-    measured = number(trial.user_attrs.get("seconds"))
+    measured = number(trial.user_attrs.get(SECONDS))
     if measured is not None:
         return measured
     if trial.datetime_start is None or trial.datetime_complete is None:
@@ -63,7 +63,7 @@ def curve(trial: FrozenTrial, key: str) -> dict[int, float]:
 
 
 def _stored(trial: FrozenTrial, key: str) -> dict[int, object]:
-    return {int(row["epoch"]): row.get(key) for row in trial.user_attrs.get("curve") or []}
+    return {int(row["epoch"]): row.get(key) for row in trial.user_attrs.get(CURVE) or []}
 
 
 def _finite(values: Mapping[int, object]) -> dict[int, float]:
@@ -92,7 +92,7 @@ def trials_overhead(trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
 
 def _whole(attributes: Mapping[str, Any]) -> float:
     """Seconds of a trial, at least its overhead: its attribute ``seconds`` leaves lease and ending out."""
-    return max(float(attributes["seconds"]), float(attributes[OVERHEAD]))
+    return max(float(attributes[SECONDS]), float(attributes[OVERHEAD]))
 
 
 def workers_start_up(seconds: Sequence[float]) -> dict[str, Any] | None:

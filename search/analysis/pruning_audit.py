@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from scipy import stats
 
 from search.analysis.outcomes import end_accuracy, number, outcome, validation_curve
-from search.attributes import WOULD_STOP
+from search.attributes import CONFIG, FAULT, WOULD_STOP
 from search.config.objective import score
 
 LEAST_AUDITED = 10
@@ -39,7 +39,7 @@ def pruning_audit(trials: Sequence[FrozenTrial], top: int) -> dict[str, Any] | N
     """
     complete = [t for t in trials if end_accuracy(t) is not None]
     # Infeasible and diverged trials were not the pruner's.
-    pruned = [t for t in trials if outcome(t) == "pruned" and "fault" not in t.user_attrs]
+    pruned = [t for t in trials if outcome(t) == "pruned" and FAULT not in t.user_attrs]
     if not complete and not pruned:
         return None
     best = {t.number for t in sorted(complete, key=lambda t: (-(score(t) or 0.0), t.number))[:top]}
@@ -68,7 +68,7 @@ def pruning_audit(trials: Sequence[FrozenTrial], top: int) -> dict[str, Any] | N
 
 def _length(trial: FrozenTrial, longest: int) -> int:
     """Epochs that a trial was to train: as its configuration says, else as the longest trial trained."""
-    config = trial.user_attrs.get("config")
+    config = trial.user_attrs.get(CONFIG)
     planned = number(config.get("fit", {}).get("epochs")) if isinstance(config, Mapping) else None
     return longest if planned is None else int(planned)
 

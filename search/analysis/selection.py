@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from data.errors import UserError
 from search.analysis.pareto import Point, front, knee
-from search.attributes import LIMITS
+from search.attributes import DEFINITION, LIMITS
 from search.config.objective import CostName, Objective, cost_of, format_cost, score, second_objective
 
 RuleName = Literal["accuracy", "knee", "limit"]
@@ -75,7 +75,7 @@ class SelectionRule:
 def selection_rule_of(study: optuna.Study) -> SelectionRule:
     """What a search's definition and its limits ask for."""
     attributes = study.user_attrs
-    objective: Objective = attributes.get("definition", {}).get("objective", "accuracy")
+    objective: Objective = attributes.get(DEFINITION, {}).get("objective", "accuracy")
     return selection_rule(objective, attributes)
 
 

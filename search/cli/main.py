@@ -39,12 +39,11 @@ from search.cli.options import (
 )
 from search.cli.replay import replay_command
 from search.cli.status import status_command
+from search.host.exit_status import ExitStatus
 from search.host.process import end_with_parent
 
 # Read by torch when it first allocates: large blocks in huge pages, a fifth of the time of a training step here.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     add_completion=False,
@@ -271,7 +270,7 @@ def doctor_command(
             console.print(f"[{colours[finding.level]}]{finding.level:8}[/] {finding.subject:8} ", end="")
             console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
     if any(finding.level == "wrong" for finding in findings):
-        raise typer.Exit(FAILED)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 @app.command("data")
@@ -353,27 +352,27 @@ def _status_of(command: Callable[[], Any], debug: bool) -> int:
     try:
         status = command()
     except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
+        status = ExitStatus.INTERRUPTED
     except UserError as error:
         if debug:
             raise
         _complain(str(error))
-        return WRONG_INPUT
+        return ExitStatus.WRONG_INPUT
     except Exception as error:
         if debug:
             raise
         if isinstance(error, RunError):
             _complain(str(error))
-            return FAILED
+            return ExitStatus.FAILED
         # What the parser refuses. Typer has carried a copy of click of late, so there is no one class to name.
         if explain := getattr(error, "format_message", None):
             _complain(explain())
-            return WRONG_INPUT
+            return ExitStatus.WRONG_INPUT
         _complain(f"unexpected {type(error).__name__}: {first_line(error)} (the traceback: add --debug)")
-        return FAILED
-    if status == INTERRUPTED:  # newer Typers turn Ctrl-C into a status themselves
+        return ExitStatus.FAILED
+    if status == ExitStatus.INTERRUPTED:  # newer Typers turn Ctrl-C into a status themselves
         _complain(f"interrupted; nothing stored is lost. To go on: {_this_command()}")
-    return status if isinstance(status, int) else OK
+    return status if isinstance(status, int) else ExitStatus.OK
 
 
 def _complain(text: str) -> None:

@@ -15,6 +15,7 @@ from data.images import IMAGE_SIZE
 from model.predict import Prediction
 from search.cli.options import DataDir, Device, Form, Format, terminal
 from search.console.format import percent
+from search.host.exit_status import ExitStatus
 
 Model = Annotated[Path | None, typer.Option(help="Folder of a saved model. Default: as --name says.")]
 Name = Annotated[
@@ -77,7 +78,7 @@ def predict_command(
     for error in unreadable:
         typer.echo(f"search: {' '.join(str(error).split())}", err=True)
     if unreadable:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def export_command(

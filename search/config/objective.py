@@ -13,6 +13,7 @@ from typing import Literal, cast, get_args
 from optuna.trial import FrozenTrial
 
 from data.errors import UserError
+from search.attributes import FLOPS, LATENCY, PARAMETERS
 
 CostName = Literal["params", "flops", "latency"]
 """What a network costs: trainable values; floating-point operations of one image's forward pass (`model.cost`); median
@@ -20,7 +21,7 @@ seconds of the forward pass of `LATENCY_BATCH` images on the trial's device (`mo
 
 Objective = Literal["accuracy", "accuracy,params", "accuracy,flops", "accuracy,latency"]
 
-COST_ATTRIBUTES: Mapping[CostName, str] = {"params": "parameters", "flops": "flops", "latency": "latency"}
+COST_ATTRIBUTES: Mapping[CostName, str] = {"params": PARAMETERS, "flops": FLOPS, "latency": LATENCY}
 """User attributes of a trial that hold its costs; ``latency`` only where it is an objective."""
 
 COST_LABELS: Mapping[CostName, str] = {"params": "parameters", "flops": "FLOPs", "latency": "latency in seconds"}

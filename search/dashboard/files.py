@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 
 from search.analysis.outcomes import validation_curve
 from search.artifacts.store import Store
+from search.attributes import CONFIG, TRACEBACK
 from search.dashboard.notes import without_secrets
 from search.report.study_figures import learning_curve_png
 
@@ -42,12 +43,12 @@ def save_trial_files(study: optuna.Study, trial: FrozenTrial, files: Store) -> N
 def _files(trial: FrozenTrial) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
     """Name, type and content of each file that a trial has something for."""
     attributes = trial.user_attrs
-    if attributes.get("config"):
-        yield "config.json", "application/json", lambda: _text(json.dumps(attributes["config"], indent=2))
+    if attributes.get(CONFIG):
+        yield "config.json", "application/json", lambda: _text(json.dumps(attributes[CONFIG], indent=2))
     if validation_curve(trial):
         yield "curve.png", "image/png", lambda: learning_curve_png(trial)
-    if attributes.get("traceback"):
-        yield "failure.log", "text/plain", lambda: _text(str(attributes["traceback"]))
+    if attributes.get(TRACEBACK):
+        yield "failure.log", "text/plain", lambda: _text(str(attributes[TRACEBACK]))
 
 
 def _text(content: str) -> bytes:

@@ -10,6 +10,20 @@ from optuna_dashboard import get_note, save_note
 from optuna_dashboard._note import note_ver_key, split_body
 
 from search.analysis.outcomes import number, outcome, seconds, validation_curve
+from search.attributes import (
+    ATTEMPT,
+    CAUSE,
+    DEVICE,
+    ENVIRONMENT,
+    FAULT,
+    FLOPS,
+    IMAGES_PER_SECOND,
+    LATENCY,
+    PARAMETERS,
+    PEAK_MEMORY,
+    WORKER,
+    Fault,
+)
 from search.config.objective import LATENCY_BATCH, score
 from search.console.format import duration, percent
 from search.study import StudyRecord
@@ -18,13 +32,13 @@ YOURS = "\n\n---\n\n*What stands below this line is yours and is kept; what stan
 """Ends the study note's written part."""
 
 FAULTS: Mapping[str, str] = {
-    "killed": "its process was killed",
-    "preempted": "its process was asked to stop",
-    "out of memory": "it did not fit into memory",
-    "infeasible": "this configuration cannot be trained here",
-    "non-finite loss": "the training diverged: its loss was no longer a finite number",
-    "error": "an error",
-    "lost": "its worker was not heard of any more",
+    Fault.KILLED: "its process was killed",
+    Fault.PREEMPTED: "its process was asked to stop",
+    Fault.OUT_OF_MEMORY: "it did not fit into memory",
+    Fault.INFEASIBLE: "this configuration cannot be trained here",
+    Fault.NON_FINITE_LOSS: "the training diverged: its loss was no longer a finite number",
+    Fault.ERROR: "an error",
+    Fault.LOST: "its worker was not heard of any more",
 }
 """Plain words for the attribute ``fault``."""
 
@@ -35,7 +49,7 @@ FAULTS: Mapping[str, str] = {
 def study_note(study: optuna.Study, record: StudyRecord, requested: int, storage_shown: str) -> str:
     """A study's note in Markdown: what it searches, and how a worker joins it."""
     dataset, config = record.dataset, record.config
-    environment: Mapping[str, object] = study.user_attrs.get("environment") or {}
+    environment: Mapping[str, object] = study.user_attrs.get(ENVIRONMENT) or {}
     versions = ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("commit", "platform"))
     images = f"{dataset.name}: {dataset.fit:,} fit and {dataset.validation:,} validation images"
     if dataset.fallback:
@@ -89,14 +103,14 @@ def _trial_note(trial: FrozenTrial) -> str:
     attributes = trial.user_attrs
     rows = {
         "configuration": _configuration(attributes, trial.number),
-        "worker": attributes.get("worker"),
-        "device": attributes.get("device"),
-        "parameters": _count(attributes.get("parameters")),
-        "FLOPs": _count(attributes.get("flops"), " for one image"),
-        "latency": _latency(attributes.get("latency")),
+        "worker": attributes.get(WORKER),
+        "device": attributes.get(DEVICE),
+        "parameters": _count(attributes.get(PARAMETERS)),
+        "FLOPs": _count(attributes.get(FLOPS), " for one image"),
+        "latency": _latency(attributes.get(LATENCY)),
         "time": duration(seconds(trial)),
-        "speed": _count(attributes.get("images_per_second"), " images/s"),
-        "peak memory": _memory(attributes.get("peak_memory_bytes")),
+        "speed": _count(attributes.get(IMAGES_PER_SECOND), " images/s"),
+        "peak memory": _memory(attributes.get(PEAK_MEMORY)),
     }
     return without_secrets(f"{_headline(trial)}\n\n{_table(rows)}")
 
@@ -115,14 +129,14 @@ def _headline(trial: FrozenTrial) -> str:
         case "pruned":
             return f"**Pruned**: {reached}{epochs}, too little against the other trials at that epoch."
         case "infeasible":
-            return f"**Infeasible**: {_why(trial) or FAULTS['infeasible']}. The configuration is not tried again."
+            return f"**Infeasible**: {_why(trial) or FAULTS[Fault.INFEASIBLE]}. The configuration is not tried again."
         case _:
             return f"**Failed attempt**: {_why(trial) or 'the cause is not known'}. It counts for nothing."
 
 
 def _why(trial: FrozenTrial) -> str:
     """Fault and cause; empty where a trial has neither."""
-    fault, cause = trial.user_attrs.get("fault"), trial.user_attrs.get("cause")
+    fault, cause = trial.user_attrs.get(FAULT), trial.user_attrs.get(CAUSE)
     words = FAULTS.get(str(fault), str(fault)) if fault else ""
     # As code, so that nothing in it is taken for Markdown.
     detail = f"`{clipped(str(cause)).replace('`', chr(39))}`" if cause and cause != fault else ""
@@ -130,7 +144,7 @@ def _why(trial: FrozenTrial) -> str:
 
 
 def _configuration(attributes: Mapping[str, Any], trial_number: int) -> str:
-    attempt = attributes.get("attempt")
+    attempt = attributes.get(ATTEMPT)
     return f"slot {attributes.get('slot', trial_number)}" + (f", attempt {attempt}" if attempt is not None else "")
 
 

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from data.errors import first_line
 from search.analysis.selection import candidates, selection_rule_of
 from search.artifacts.store import Store
-from search.attributes import PUBLISHED
+from search.attributes import PUBLISHED, RETRAIN
 from search.dashboard.files import save_trial_files
 from search.dashboard.graphs import digest, finale_figures, save_graphs
 from search.dashboard.notes import save_study_note, save_trial_note, study_note
@@ -83,7 +83,7 @@ def publish(
         if done["drawn_from"] is None or done["drawn_from"][-2:] != drawn_from[-2:]:
             figures["search-device-hours"] = device_hours_figure(trials)
             figures["search-accuracy-cost"] = accuracy_cost_figure(trials, chosen)
-    finale = {"confirmation": confirmation, "retrain": attributes.get("retrain")}
+    finale = {"confirmation": confirmation, "retrain": attributes.get(RETRAIN)}
     finale_from = digest(json.dumps(finale, sort_keys=True)) if any(finale.values()) else ""
     if done.get("finale_from", "") != finale_from:
         figures |= finale_figures(**finale)

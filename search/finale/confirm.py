@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from search import study as studies
 from search.analysis.noise import seed_noise
 from search.analysis.selection import candidates, selection_rule_of
-from search.attributes import ARTIFACTS, CONFIRM_ENTRIES, CONFIRM_SUFFIX, START
-from search.config.objective import COST_ATTRIBUTES, score
+from search.attributes import ARTIFACTS, CONFIRM_ENTRIES, CONFIRM_SUFFIX, ENVIRONMENT, FLOPS, LATENCY, PARAMETERS, START
+from search.config.objective import score
 from search.config.study_file import NoiseConfig, PrunerConfig, SamplerConfig, StudyConfig
 from search.finale.comparison import Candidate, Comparison, compare
 from search.ledger.budget import request_budget
@@ -70,7 +70,7 @@ def prepare(storage: RetryingStorage, study: optuna.Study) -> StudyRecord | None
                     entries.append(entry)
         confirming = StudyRecord(confirm_name(record.name), _definition(record.config, entries), record.dataset)
         if found is None or CONFIRM_ENTRIES not in found.user_attrs or studies.record_of(found) != confirming:
-            found = studies.create(storage, confirming, study.user_attrs["environment"])
+            found = studies.create(storage, confirming, study.user_attrs[ENVIRONMENT])
             found.set_user_attr(CONFIRM_ENTRIES, entries)
         if found.user_attrs.get(ARTIFACTS) != (store := study.user_attrs.get(ARTIFACTS)):
             found.set_user_attr(ARTIFACTS, store)
@@ -130,7 +130,7 @@ def confirmation(storage: RDBStorage, study: optuna.Study) -> dict[str, Any] | N
     trials = {trial.number: trial for trial in best}
     seeds = confirm_seeds(record.config)
     compared = [
-        Candidate(number, trial.user_attrs["flops"], {s: v for s, v in scores.get(number, {}).items() if s in seeds})
+        Candidate(number, trial.user_attrs[FLOPS], {s: v for s, v in scores.get(number, {}).items() if s in seeds})
         for number, trial in trials.items()
     ]
     result = compare(compared, seeds, seed_noise(searched))
@@ -160,9 +160,9 @@ def _row(trial: FrozenTrial, candidate: Candidate, result: Comparison) -> dict[s
     return {
         "trial": trial.number,
         "params": trial.params,
-        "parameters": trial.user_attrs["parameters"],
-        "flops": trial.user_attrs["flops"],
-        **{name: trial.user_attrs[name] for name in (COST_ATTRIBUTES["latency"],) if name in trial.user_attrs},
+        "parameters": trial.user_attrs[PARAMETERS],
+        "flops": trial.user_attrs[FLOPS],
+        **{name: trial.user_attrs[name] for name in (LATENCY,) if name in trial.user_attrs},
         "search_accuracy": score(trial),
         "accuracies": {str(seed): score for seed, score in candidate.scores.items()},
         "mean": candidate.mean,

@@ -32,7 +32,7 @@ from model.result import EpochResult
 from model.saved import CONFIG, METRICS, WEIGHTS, save_model
 from search.analysis.selection import selection_rule_of
 from search.artifacts.mirror import Mirror
-from search.attributes import HOLDOUT_READS, RETRAIN, RETRAIN_PARTS, RETRAIN_PROGRESS, SLOT
+from search.attributes import HOLDOUT_READS, IMAGES_PER_SECOND, RETRAIN, RETRAIN_PARTS, RETRAIN_PROGRESS, SLOT
 from search.config.objective import score
 from search.config.settings import TrialConfig, trial_config
 from search.config.space import settings_of
@@ -124,7 +124,7 @@ def retrain(
         return {**before, **chosen}
     parts = study.user_attrs.get(RETRAIN_PARTS)
     if not parts or parts["plan"] != plan:
-        speed = winner.user_attrs["images_per_second"]
+        speed = winner.user_attrs[IMAGES_PER_SECOND]
         first = first_length(limits, len(split.fit_labels) / speed)
         parts = {"plan": plan, "first": first, "watched": [], "runs": []}
     job = _Job(study, record, winner, split, files, limits, _noise(winner, confirmed, split), parts, show)
@@ -415,7 +415,7 @@ def _train(job: _Job, config: TrialConfig, split: Split, name: str, text: str, t
     epochs, images = config.fit.epochs, len(split.fit_labels)
     path = _checkpoint(job.files, name)
     told = _teller(job, config, split, text, to_come)
-    expected = epochs * images / job.winner.user_attrs["images_per_second"]
+    expected = epochs * images / job.winner.user_attrs[IMAGES_PER_SECOND]
 
     def warn(text: str) -> None:
         job.show(Note(f"warning: {text}"))

@@ -14,6 +14,7 @@ from typing import Protocol
 from sqlalchemy.engine import URL
 
 from data.errors import RunError, UserError
+from search.host.exit_status import ExitStatus
 from search.ledger.attempts import ERRORS_IN_A_ROW, errors_in_a_row
 from search.ledger.leases import Ledger
 from search.ledger.registry import WorkerRow
@@ -23,8 +24,6 @@ LEAVE_SECONDS = 15.0
 
 CRASHES_IN_A_ROW = 5
 """So many ends of one worker without a word, and no configuration finished by anybody meanwhile: it stays away."""
-
-WRONG_INPUT, INTERRUPTED = 2, 130
 
 COMPLAINT = "search: "
 
@@ -99,10 +98,10 @@ class RestartPolicy:
         Raises:
             RunError: a bug has met several trials in a row.
         """
-        if status == 0:
+        if status == ExitStatus.OK:
             return
-        if status in (WRONG_INPUT, INTERRUPTED):
-            self._gone[number] = UserError(complaint) if status == WRONG_INPUT else RunError(complaint)
+        if status in (ExitStatus.WRONG_INPUT, ExitStatus.INTERRUPTED):
+            self._gone[number] = UserError(complaint) if status == ExitStatus.WRONG_INPUT else RunError(complaint)
             self.tell(f"{who} has left: {complaint}")
             return
         if errors_in_a_row(self.ledger) >= ERRORS_IN_A_ROW:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial
 
-from search.attributes import FAULT, WORKER
+from search.attributes import FAULT, IMAGES_PER_SECOND, PEAK_MEMORY, SECONDS, WORKER, Fault
 from search.ledger.leases import Ledger
 from search.ledger.registry import WorkerRow, worker_name
 
@@ -28,7 +28,7 @@ ROOM = 1.3
 larger than those that were measured."""
 GAIN = 1.1
 """Throughput that a worker must have brought, as a multiple of that without it, before the next one is added."""
-SAMPLES, SECONDS = 10, 20.0
+SAMPLES, SPAN_SECONDS = 10, 20.0
 """Samples, and the time that they span, without which nothing is decided."""
 TRIALS_PER_WORKER = 3
 """Trials, begun and ended with the present workers, without which nothing is decided: configurations differ."""
@@ -187,7 +187,7 @@ class GpuLoad:
 
 def is_measured(load: GpuLoad) -> bool:
     """Whether enough was measured to decide anything."""
-    enough = load.samples >= SAMPLES and load.seconds >= SECONDS
+    enough = load.samples >= SAMPLES and load.seconds >= SPAN_SECONDS
     return enough and load.trials >= TRIALS_PER_WORKER * load.workers
 
 
@@ -326,13 +326,13 @@ class GpuMonitor:
 
     def _load(self, gpu: _Gpu, phase: _Phase, total: int, names: set[str]) -> GpuLoad:
         trials = [trial for trial in self._trials() if trial.user_attrs.get(WORKER) in names]
-        peaks = [trial.user_attrs.get("peak_memory_bytes", 0) for trial in trials]
+        peaks = [trial.user_attrs.get(PEAK_MEMORY, 0) for trial in trials]
         gpu.largest = max([gpu.largest, *(peak + CONTEXT_BYTES for peak in peaks)])
         count = len(phase.workers)
         measured = [trial for trial in trials if trial.number >= phase.first_trial and _speed(trial)]
         if measured:
-            seconds = sum(trial.user_attrs["seconds"] for trial in measured)
-            images = sum(_speed(trial) * trial.user_attrs["seconds"] for trial in measured)
+            seconds = sum(trial.user_attrs[SECONDS] for trial in measured)
+            images = sum(_speed(trial) * trial.user_attrs[SECONDS] for trial in measured)
             gpu.speeds[count] = count * images / seconds
         before = gpu.speeds.get(count - 1)
         return GpuLoad(
@@ -344,15 +344,15 @@ class GpuMonitor:
             used=phase.used,
             total=total,
             largest=gpu.largest,
-            ran_out=any(trial.user_attrs.get(FAULT) == "out of memory" for trial in trials),
+            ran_out=any(trial.user_attrs.get(FAULT) == Fault.OUT_OF_MEMORY for trial in trials),
             gain=gpu.speeds[count] / before if before and count in gpu.speeds else None,
         )
 
 
 def _speed(trial: FrozenTrial) -> float:
     """Images a second of a trial that has ended; 0 where none was trained."""
-    ended = trial.state.is_finished() and trial.user_attrs.get("seconds", 0) > 0
-    return float(trial.user_attrs.get("images_per_second", 0)) if ended else 0.0
+    ended = trial.state.is_finished() and trial.user_attrs.get(SECONDS, 0) > 0
+    return float(trial.user_attrs.get(IMAGES_PER_SECOND, 0)) if ended else 0.0
 
 
 def _once(gpu: _Gpu, workers: int, why: str, tell: Callable[[str], None], text: str) -> None:

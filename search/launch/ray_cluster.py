@@ -30,9 +30,9 @@ import studies
 from data.errors import RunError, UserError, first_line
 from search.events import Note, Show
 from search.host.environment import commit
+from search.host.exit_status import ExitStatus
 from search.launch.base import (
     LEAVE_SECONDS,
-    WRONG_INPUT,
     Launcher,
     LauncherFactory,
     RestartPolicy,
@@ -389,7 +389,11 @@ def retrain_on(
         raise
     if ending.status:
         complaint = last_line(ending.lines)
-        raise UserError(complaint) if ending.status == WRONG_INPUT else RunError(f"the retrain failed: {complaint}")
+        raise (
+            UserError(complaint)
+            if ending.status == ExitStatus.WRONG_INPUT
+            else RunError(f"the retrain failed: {complaint}")
+        )
     best.mkdir(parents=True, exist_ok=True)
     for name, content in ending.files.items():
         (best / name).write_bytes(content)

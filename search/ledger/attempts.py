@@ -100,8 +100,8 @@ def begin_attempt(
     errors = 0
     for trial in earlier:
         fixed |= trial.system_attrs.get("fixed_params", {}) | trial.params
-        errors += trial.user_attrs.get(FAULT) == "error"
-        if trial.user_attrs.get(FAULT) == "error" and errors % MOST_ERRORS == 0:
+        errors += trial.user_attrs.get(FAULT) == Fault.ERROR
+        if trial.user_attrs.get(FAULT) == Fault.ERROR and errors % MOST_ERRORS == 0:
             fixed = {}  # this configuration is broken: another one is drawn, and kept in its turn
     known = {SLOT: taken.slot, ATTEMPT: taken.attempt, **about}
     if taken.start is not None:
@@ -148,7 +148,7 @@ def end_earlier_attempts(ledger: Ledger, taken: Lease) -> list[FrozenTrial]:
     """Mark what is left RUNNING of a slot's earlier attempts FAIL; every earlier attempt, as it ended."""
     for trial in attempts_at(ledger, taken.slot):
         if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] < taken.attempt:
-            fail_trial(ledger, trial, f"worker {trial.user_attrs.get(WORKER)}: {taken.cause or 'died'}", "killed")
+            fail_trial(ledger, trial, f"worker {trial.user_attrs.get(WORKER)}: {taken.cause or 'died'}", Fault.KILLED)
     return [trial for trial in attempts_at(ledger, taken.slot) if trial.user_attrs[ATTEMPT] < taken.attempt]
 
 
@@ -157,7 +157,7 @@ def _end_twins(ledger: Ledger, taken: Lease, trial_id: int) -> None:
     for trial in attempts_at(ledger, taken.slot):
         own = trial.user_attrs[ATTEMPT] == taken.attempt and trial._trial_id != trial_id
         if own and trial.state == TrialState.RUNNING:
-            fail_trial(ledger, trial, "created twice while the database was away", "lost")
+            fail_trial(ledger, trial, "created twice while the database was away", Fault.LOST)
 
 
 def fail_trial(ledger: Ledger, trial: FrozenTrial, cause: str, fault: Fault) -> None:
@@ -192,7 +192,7 @@ def finish_diverged(ledger: Ledger, attempt: Attempt, cause: str) -> None:
     Raises:
         LeaseLostError, UpdateFinishedTrialError: another worker has the slot.
     """
-    attempt.notes.update({CAUSE: cause, FAULT: "non-finite loss"})
+    attempt.notes.update({CAUSE: cause, FAULT: Fault.NON_FINITE_LOSS})
     if len(attempt.trial.study.directions) > 1:
         # Optuna 5.0's TPE ranks pruned trials by epoch and accuracy, and raises where there are two objectives. It
         # looks at constraints first.
@@ -219,7 +219,7 @@ def hand_back(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> Non
         LeaseLostError: another worker has the slot already.
     """
     end_attempt(ledger, attempt, cause, fault)
-    release_lease(ledger, attempt.lease, errors=1 if fault == "error" else 0)
+    release_lease(ledger, attempt.lease, errors=1 if fault == Fault.ERROR else 0)
 
 
 def mark_infeasible(ledger: Ledger, attempt: Attempt, cause: str) -> None:
@@ -228,7 +228,7 @@ def mark_infeasible(ledger: Ledger, attempt: Attempt, cause: str) -> None:
     Raises:
         LeaseLostError: another worker has the slot.
     """
-    attempt.notes.update({CAUSE: cause, FAULT: "infeasible"})
+    attempt.notes.update({CAUSE: cause, FAULT: Fault.INFEASIBLE})
     attempt.store_notes()
     try:
         attempt.trial.set_constraint("fits into memory", 1.0)
@@ -255,7 +255,7 @@ def abandon_lease(ledger: Ledger, taken: Lease, cause: str) -> None:
     """Hand a lease back from another thread than the one that trains: its attempt ends here, whatever it is doing."""
     for trial in attempts_at(ledger, taken.slot):
         if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] == taken.attempt:
-            fail_trial(ledger, trial, cause, "preempted")
+            fail_trial(ledger, trial, cause, Fault.PREEMPTED)
     release_lease(ledger, taken)
 
 
@@ -265,5 +265,5 @@ def errors_in_a_row(ledger: Ledger) -> int:
     for trial in reversed(ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)):
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             break
-        count += trial.state == TrialState.FAIL and trial.user_attrs.get(FAULT) == "error"
+        count += trial.state == TrialState.FAIL and trial.user_attrs.get(FAULT) == Fault.ERROR
     return count

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from search.attributes import FAULT, SLOT
+from search.attributes import FAULT, SLOT, Fault
 from search.events import Budget
 from search.ledger.leases import Ledger, transaction
 from search.storage.tables import SLOTS
@@ -90,7 +90,7 @@ def count_budget(ledger: Ledger) -> Budget:
         requested=sum(slots.values()),
         complete=states.count(TrialState.COMPLETE),
         pruned=states.count(TrialState.PRUNED),
-        infeasible=sum(trial.user_attrs.get(FAULT) == "infeasible" for trial in trials),
+        infeasible=sum(trial.user_attrs.get(FAULT) == Fault.INFEASIBLE for trial in trials),
         failed_attempts=states.count(TrialState.FAIL),
         running=states.count(TrialState.RUNNING),
         waiting=slots.get("waiting", 0),

@@ -8,6 +8,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from pydantic import ValidationError
 
 from search.analysis.selection import CostLimits
+from search.attributes import DEVICE, LATENCY
 from search.config.settings import TrialSettings, settings_from
 from search.config.space import PER_BLOCK, parameter_distributions
 from search.console.format import params_text
@@ -61,7 +62,7 @@ def _reads(data: ReportData) -> Iterator[tuple[str, str]]:
 
 def _several_devices(data: ReportData) -> Iterator[tuple[str, str]]:
     """Latencies that cannot be compared."""
-    devices = Counter(str(t.user_attrs.get("device")) for t in data.complete if "latency" in t.user_attrs)
+    devices = Counter(str(t.user_attrs.get(DEVICE)) for t in data.complete if LATENCY in t.user_attrs)
     if len(devices) > 1:
         named = "; ".join(f"{name} ({counted(number, 'trial')})" for name, number in devices.most_common())
         text = (

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.analysis.outcomes import number
 from search.analysis.pruning_audit import pruning_audit
 from search.analysis.selection import SelectionRule, candidates, ranked, selection_rule
+from search.attributes import HOLDOUT_READS, RETRAIN_PROGRESS, START
 from search.config.objective import score
 from search.events import Budget
 from search.study import StudyRecord
@@ -79,7 +80,7 @@ class ReportData:
     @property
     def starts(self) -> list[FrozenTrial]:
         """Trials of the ``[[start]]`` configurations and of preset networks."""
-        return [t for t in self.complete if "start" in t.user_attrs or t.params.get("preset", "none") != "none"]
+        return [t for t in self.complete if START in t.user_attrs or t.params.get("preset", "none") != "none"]
 
 
 def collect(
@@ -111,8 +112,8 @@ def collect(
         count=count,
         confirmation=confirmation,
         retrain=retrain,
-        progress=None if retrain else attributes.get("retrain_progress"),
-        reads=tuple(attributes.get("holdout_reads") or ()),
+        progress=None if retrain else attributes.get(RETRAIN_PROGRESS),
+        reads=tuple(attributes.get(HOLDOUT_READS) or ()),
         importances=_importances(study, trials),
         audit=pruning_audit(trials, record.config.confirm.configurations),
         summary=summary,

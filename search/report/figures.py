@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from search.analysis.outcomes import Outcome, number, outcome, validation_curve
-from search.attributes import WOULD_STOP
+from search.attributes import START, WORKER, WOULD_STOP
 from search.config.objective import score
 from search.console.format import percent
 from search.report.study_figures import COLOURS, LINE_COLOURS, thinned
@@ -46,7 +46,7 @@ def history_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
         curve = validation_curve(trial)
         if trial.state == TrialState.COMPLETE and (value := number(score(trial))) is not None:
             name = "complete" if WOULD_STOP not in trial.user_attrs else "audited"
-            name = "start" if "start" in trial.user_attrs else name
+            name = "start" if START in trial.user_attrs else name
             if not best or value > best[-1][1]:
                 best.append((trial.number, value))
         elif outcome(trial) == "pruned" and curve:
@@ -314,7 +314,7 @@ def timeline_figure(trials: Sequence[FrozenTrial], until: datetime) -> go.Figure
 
 def worker_of(trial: FrozenTrial) -> str:
     """Whose a trial was."""
-    return str(trial.user_attrs.get("worker", "unknown"))
+    return str(trial.user_attrs.get(WORKER, "unknown"))
 
 
 def _shortened(worker: str, most: int = 20) -> str:

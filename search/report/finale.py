@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from search.analysis.outcomes import number
+from search.attributes import DEVICE, LATENCY
 from search.config.objective import LATENCY_BATCH
 from search.console.format import params_text, percent, trials_text
 from search.report.data import ReportData
@@ -281,10 +282,10 @@ def cost(data: ReportData) -> Iterator[Block]:
         ("parameters", whole_cell(source.get("parameters"))),
         ("FLOPs of one image, forward", whole_cell(source.get("flops"))),
     ]
-    if "latency" in winner.user_attrs:
-        where = winner.user_attrs.get("device")
+    if LATENCY in winner.user_attrs:
+        where = winner.user_attrs.get(DEVICE)
         of = f"latency of {counted(LATENCY_BATCH, 'image')} at the end of its trial, on {where}"
-        rows.append((of, latency_cell(winner.user_attrs["latency"])))
+        rows.append((of, latency_cell(winner.user_attrs[LATENCY])))
     if done:
         rows.insert(0, ("calibration error on the test images", share_cell(done.get("calibration_error"))))
         rows += [_latency(int(size), seconds, done) for size, seconds in (done.get("latency") or {}).items()]

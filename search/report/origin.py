@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 
 from data.split import DIVISION_SEED
 from search.analysis.outcomes import number, validation_curve
+from search.attributes import DEVICE, PARAMETERS
 from search.config.objective import score
 from search.config.study_file import as_toml
 from search.console.format import percent
@@ -69,7 +70,7 @@ def baselines(data: ReportData) -> Iterator[Block]:
 
 def _trial_row(what: str, trial: FrozenTrial, chosen: str) -> tuple[str, ...]:
     epochs = max(validation_curve(trial), default=None)
-    size = whole_cell(trial.user_attrs.get("parameters"))
+    size = whole_cell(trial.user_attrs.get(PARAMETERS))
     return (
         what,
         percent(score(trial) or 0.0),
@@ -90,7 +91,7 @@ def repetition(data: ReportData) -> Iterator[Block]:
     limits = [word for cost, most in data.aim.limits.most.items() for word in (f"--max-{cost}", f"{most}")]
     yield Code("Command", shlex.join([*words, "--dataset", record.dataset.name, *limits]), "bash")
     yield Code(file, as_toml(record.config), "toml")
-    devices = Counter(str(t.user_attrs["device"]) for t in data.trials if t.user_attrs.get("device"))
+    devices = Counter(str(t.user_attrs[DEVICE]) for t in data.trials if t.user_attrs.get(DEVICE))
     images = f"{record.dataset.fit:,} fit and {record.dataset.validation:,} validation images"
     rows = [
         ("study", f"{record.name} in {data.storage}"),

@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 
 from search.analysis.outcomes import Outcome, curve, end_accuracy, number, outcome, seconds, validation_curve
 from search.analysis.selection import front_of
+from search.attributes import LATENCY
 from search.config.objective import COST_ATTRIBUTES, LATENCY_BATCH, CostName, cost_of, score
 from search.console.format import duration, params_text
 
@@ -117,7 +118,7 @@ COSTS: Mapping[str, str] = {
 
 def known_costs(trials: Sequence[FrozenTrial]) -> list[str]:
     """Those of `COSTS` that can be drawn: parameters and FLOPs, and the latency where trials have measured it."""
-    measured = any("latency" in trial.user_attrs for trial in trials)
+    measured = any(LATENCY in trial.user_attrs for trial in trials)
     return [attribute for attribute in COSTS if attribute != "latency" or measured]
 
 

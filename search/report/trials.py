@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from search.analysis.outcomes import Outcome, outcome, seconds
-from search.attributes import WOULD_STOP
+from search.attributes import FAULT, FLOPS, PARAMETERS, WOULD_STOP
 from search.config.objective import COST_ATTRIBUTES, LATENCY_BATCH, score
 from search.config.space import parameter_distributions
 from search.console.format import duration, forecast_texts, known_good_text, params_text, percent
@@ -77,8 +77,8 @@ def history(data: ReportData) -> Iterator[Block]:
             (
                 str(trial.number),
                 percent(score(trial) or 0.0),
-                whole_cell(trial.user_attrs.get("parameters")),
-                flops_cell(trial.user_attrs.get("flops")),
+                whole_cell(trial.user_attrs.get(PARAMETERS)),
+                flops_cell(trial.user_attrs.get(FLOPS)),
                 duration(seconds(trial)),
                 params_text(trial.params) + ("; audited" if WOULD_STOP in trial.user_attrs else ""),
             )
@@ -175,7 +175,7 @@ def time_spent(data: ReportData) -> Iterator[Block]:
         title = f"Device time by outcome: {duration(whole)}"
         pictures.append(Picture(title, device_hours_figure(trials), height=300))
     yield Pictures(tuple(pictures))
-    if faults := Counter(str(t.user_attrs["fault"]) for t in trials if t.user_attrs.get("fault")):
+    if faults := Counter(str(t.user_attrs[FAULT]) for t in trials if t.user_attrs.get(FAULT)):
         yield Text(f"Faults: {', '.join(f'{name} ({number})' for name, number in faults.most_common())}.")
     workers = {worker_of(trial) for trial in trials if trial.datetime_start is not None}
     if workers:

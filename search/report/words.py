@@ -6,6 +6,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from search.analysis.outcomes import number
+from search.attributes import CONFIG, PARAMETERS
 from search.config.objective import format_cost
 from search.console.format import duration, params_text, percent
 from search.report.data import ReportData
@@ -45,8 +46,8 @@ def counted(value: int, noun: str) -> str:
 
 def configuration_words(trial: FrozenTrial) -> str:
     """A trial's network and training in words; its parameters where the configuration was not stored."""
-    config = trial.user_attrs.get("config")
-    parameters = number(trial.user_attrs.get("parameters"))
+    config = trial.user_attrs.get(CONFIG)
+    parameters = number(trial.user_attrs.get(PARAMETERS))
     size = "" if parameters is None else f", {parameters:,.0f} parameters"
     if not isinstance(config, Mapping) or not {"network", "fit"} <= config.keys() or "widths" not in config["network"]:
         return params_text(trial.params) + size

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 
 from search.artifacts.store import Store
+from search.attributes import STUDY_SECONDS
 from search.dashboard.publish import publish
 from search.events import Budget, Note, Show, Stage, TrialFinished
 from search.finale.confirm import confirmation
@@ -105,10 +106,10 @@ class Publisher:
 @contextmanager
 def wall_time(study: optuna.Study, show: Show) -> Iterator[Show]:
     """Add the time spent in here to the study's total, after every trial, so that a crash loses one at most."""
-    before, start = study.user_attrs.get("seconds", 0.0), time.monotonic()
+    before, start = study.user_attrs.get(STUDY_SECONDS, 0.0), time.monotonic()
 
     def store() -> None:
-        study.set_user_attr("seconds", before + time.monotonic() - start)
+        study.set_user_attr(STUDY_SECONDS, before + time.monotonic() - start)
 
     def storing_show(event: Any) -> None:
         if isinstance(event, TrialFinished):

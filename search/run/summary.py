@@ -12,7 +12,19 @@ from search.analysis.noise import SeedNoise
 from search.analysis.outcomes import trials_overhead, workers_start_up
 from search.analysis.selection import front_of, selection_rule
 from search.analysis.starts import start_value
-from search.attributes import WORKER
+from search.attributes import (
+    ENVIRONMENT,
+    FLOPS,
+    HOLDOUT_READS,
+    LATENCY,
+    PARAMETERS,
+    RETRAIN,
+    RETRAIN_PROGRESS,
+    SECONDS,
+    SPACE_HASH,
+    STUDY_SECONDS,
+    WORKER,
+)
 from search.config.objective import CostName, cost_of, score
 from search.finale.confirm import confirmation
 from search.ledger.budget import count_budget
@@ -31,7 +43,7 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
     """The contract's ``summary.json``; ``storage_shown`` holds no password."""
     count = count_budget(ledger)
     best = best_trial(study)
-    done = study.user_attrs.get("retrain")
+    done = study.user_attrs.get(RETRAIN)
     trials = study.get_trials(deepcopy=False)
     workers = list_workers(ledger)
     confirmed = confirmation(ledger.database, study)
@@ -55,18 +67,18 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
             "trial": best.number,
             "val_accuracy": score(best),
             "params": best.params,
-            "parameters": best.user_attrs["parameters"],
-            "flops": best.user_attrs["flops"],
-            **({"latency": best.user_attrs["latency"]} if "latency" in best.user_attrs else {}),
+            "parameters": best.user_attrs[PARAMETERS],
+            "flops": best.user_attrs[FLOPS],
+            **({"latency": best.user_attrs[LATENCY]} if LATENCY in best.user_attrs else {}),
             "chosen_by": wanted.rule,
         },
         "front": wanted.cost and _front(trials, wanted.cost),
         "confirm": confirmed,
         "retrain": done and {key: done[key] for key in RETRAIN_KEYS if key in done},
-        "retrain_progress": study.user_attrs.get("retrain_progress"),
-        "holdout_reads": len(study.user_attrs.get("holdout_reads", [])),
-        "seconds": round(study.user_attrs.get("seconds", 0.0), 1),
-        "trial_seconds": round(sum(trial.user_attrs.get("seconds", 0.0) for trial in trials), 1),
+        "retrain_progress": study.user_attrs.get(RETRAIN_PROGRESS),
+        "holdout_reads": len(study.user_attrs.get(HOLDOUT_READS, [])),
+        "seconds": round(study.user_attrs.get(STUDY_SECONDS, 0.0), 1),
+        "trial_seconds": round(sum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials), 1),
         "overhead": trials_overhead(trials),
         "start_up": workers_start_up([row.start_up for row in workers if row.start_up is not None]),
         "known_good": start_value(record.config, trials),
@@ -77,8 +89,8 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
             wanted.cost is None,
             None if confirmed is None else _noise(confirmed),
         ),
-        "space_hash": study.user_attrs["space_hash"],
-        "environment": study.user_attrs["environment"],
+        "space_hash": study.user_attrs[SPACE_HASH],
+        "environment": study.user_attrs[ENVIRONMENT],
         "warnings": [FALLBACK_WARNING] if record.dataset.fallback else [],
     }
 

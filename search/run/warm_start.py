@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from data.errors import UserError
 from search import study as studies
 from search.analysis.selection import candidates, selection_rule_of
-from search.attributes import CONFIRM_SUFFIX
+from search.attributes import CONFIRM_SUFFIX, DATASET, DEFINITION
 from search.config.space import fitting
 from search.config.study_file import Start
 from search.finale.confirm import confirmation
@@ -75,7 +75,7 @@ def offers(storage: RDBStorage, record: StudyRecord) -> list[str]:
         if name == record.name or name.endswith(CONFIRM_SUFFIX):
             continue
         attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
-        same = attributes.get("dataset", {}).get("fingerprint") == record.dataset.fingerprint
-        if same and attributes.get("definition", {}).get("objective") == record.config.objective:
+        same = attributes.get(DATASET, {}).get("fingerprint") == record.dataset.fingerprint
+        if same and attributes.get(DEFINITION, {}).get("objective") == record.config.objective:
             found.append(name)
     return found

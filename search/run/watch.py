@@ -6,7 +6,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.analysis.selection import candidates, selection_rule_of
-from search.attributes import CAUSE, FAULT
+from search.attributes import CAUSE, CONFIG, FAULT, PARAMETERS, SECONDS, Fault
 from search.config.objective import score
 from search.events import (
     Best,
@@ -51,10 +51,10 @@ class Watcher:
     def _changes(self, trial: FrozenTrial, speed: float | None) -> list[Event]:
         events: list[Event] = []
         attributes = trial.user_attrs
-        epochs = attributes.get("config", {}).get("fit", {}).get("epochs", 0)
-        if trial.number not in self._reported and "parameters" in attributes:
+        epochs = attributes.get(CONFIG, {}).get("fit", {}).get("epochs", 0)
+        if trial.number not in self._reported and PARAMETERS in attributes:
             self._reported[trial.number] = 0
-            events.append(TrialStarted(trial.number, trial.params, attributes["parameters"], epochs))
+            events.append(TrialStarted(trial.number, trial.params, attributes[PARAMETERS], epochs))
         for epoch, accuracy in sorted(trial.intermediate_values.items()):
             if epoch > self._reported.get(trial.number, 0):
                 self._reported[trial.number] = epoch
@@ -70,14 +70,14 @@ def _finished(trial: FrozenTrial) -> TrialFinished:
     attributes = trial.user_attrs
     outcome: Outcome = "complete"
     if trial.state == TrialState.PRUNED:
-        outcome = "infeasible" if attributes.get(FAULT) == "infeasible" else "pruned"
+        outcome = "infeasible" if attributes.get(FAULT) == Fault.INFEASIBLE else "pruned"
     elif trial.state == TrialState.FAIL:
-        outcome = "handed back" if attributes.get(FAULT) in ("preempted", "killed", "lost") else "failed"
-    scored = outcome == "complete" or (outcome == "pruned" and attributes.get(FAULT) != "non-finite loss")
+        outcome = "handed back" if attributes.get(FAULT) in (Fault.PREEMPTED, Fault.KILLED, Fault.LOST) else "failed"
+    scored = outcome == "complete" or (outcome == "pruned" and attributes.get(FAULT) != Fault.NON_FINITE_LOSS)
     accuracy = trial.intermediate_values[trial.last_step] if scored and trial.last_step is not None else None
     cause = attributes.get(CAUSE)
     return TrialFinished(
-        trial.number, outcome, accuracy, trial.last_step or 0, attributes.get("seconds") or _duration(trial), cause
+        trial.number, outcome, accuracy, trial.last_step or 0, attributes.get(SECONDS) or _duration(trial), cause
     )
 
 
@@ -100,4 +100,4 @@ def best_so_far(study: optuna.Study) -> Best | None:
     if trial is None or (accuracy := score(trial)) is None:
         return None
     rule = "" if wanted.rule == "accuracy" else wanted.text
-    return Best(trial.number, accuracy, trial.user_attrs["parameters"], rule)
+    return Best(trial.number, accuracy, trial.user_attrs[PARAMETERS], rule)

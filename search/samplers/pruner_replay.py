@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from data.errors import UserError
 from search.analysis.extrapolation import regression
 from search.analysis.outcomes import end_accuracy, epoch_seconds, outcome, validation_curve
+from search.attributes import FAULT
 from search.config.objective import second_objective
 from search.config.study_file import StudyConfig
 from search.samplers.pruner import build_pruner
@@ -153,7 +154,7 @@ def _trace(trial: FrozenTrial, epochs: int) -> Trace | None:
     """What is known of a trial; None where it was neither trained to its end nor stopped by the pruner."""
     accuracy = tuple(value for _, value in sorted(validation_curve(trial).items()))
     ended = end_accuracy(trial) is not None and len(accuracy) == epochs
-    stopped = outcome(trial) == "pruned" and "fault" not in trial.user_attrs and 0 < len(accuracy) < epochs
+    stopped = outcome(trial) == "pruned" and FAULT not in trial.user_attrs and 0 < len(accuracy) < epochs
     if not (ended or stopped):
         return None
     return Trace(accuracy, epoch_seconds(trial) or 1.0)

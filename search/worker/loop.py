@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from data.errors import RunError, first_line
 from search import study as studies
-from search.attributes import FINALE, OVERHEAD, WORKER
+from search.attributes import ENVIRONMENT, FINALE, OVERHEAD, SECONDS, TRACEBACK, WORKER, Fault
 from search.config.study_file import StudyConfig
 from search.console.live import Eta, log_line
 from search.events import Event, Note, Outcome, Show, TrialFinished
@@ -252,7 +252,7 @@ def _one_configuration(desk: WorkerContext, taken: Lease) -> bool:
     if isinstance(error, bool):
         return error
     cause = f"out of memory: {first_line(error)}"
-    end_attempt(desk.ledger, attempt, cause, "out of memory")
+    end_attempt(desk.ledger, attempt, cause, Fault.OUT_OF_MEMORY)
     desk.show(_finished(attempt, "failed", f"{cause}; once more, alone on the device"))
     del error, attempt
     with _exclusive_device(desk):
@@ -294,7 +294,7 @@ def _try(desk: WorkerContext, attempt: Attempt, config: StudyConfig) -> bool | E
     try:
         result = desk.seat.run(attempt, config, desk.heart, desk.stop, desk.show)
     except StoppedError as error:
-        hand_back(desk.ledger, attempt, str(error), "preempted")
+        hand_back(desk.ledger, attempt, str(error), Fault.PREEMPTED)
         desk.show(_finished(attempt, "handed back", str(error)))
         raise
     except (LeaseLostError, UpdateFinishedTrialError, StorageLostError):
@@ -310,8 +310,8 @@ def _try(desk: WorkerContext, attempt: Attempt, config: StudyConfig) -> bool | E
             desk.seat.forget(attempt.lease.slot)
             return True
         cause = f"{type(error).__name__}: {first_line(error)}"
-        attempt.notes["traceback"] = traceback.format_exc()
-        hand_back(desk.ledger, attempt, cause, "error")
+        attempt.notes[TRACEBACK] = traceback.format_exc()
+        hand_back(desk.ledger, attempt, cause, Fault.ERROR)
         desk.show(_finished(attempt, "failed", cause))
         if trouble == "broken device":
             raise RunError(f"the GPU cannot be used by this process any more: {first_line(error)}") from error
@@ -351,7 +351,7 @@ def _finished(attempt: Attempt, outcome: Outcome, cause: str) -> TrialFinished:
 
 
 def _seconds(attempt: Attempt) -> float:
-    return float(attempt.notes.get("seconds", 0.0))
+    return float(attempt.notes.get(SECONDS, 0.0))
 
 
 @contextmanager
@@ -379,5 +379,5 @@ def _check_code(study: optuna.Study, show: Show) -> None:
         UserError: the study's definition means something else to this code.
     """
     studies.refuse_other_reading(study)
-    if other := differences(study.user_attrs["environment"], environment()):
+    if other := differences(study.user_attrs[ENVIRONMENT], environment()):
         show(Note(f"warning: the study began with {other}; scores may differ a little"))

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from search.host.exit_status import ExitStatus
 from search.storage.retry import Retry
 
 PATIENCE_SECONDS = 5.0
 """How long the training may take to notice that it should stop."""
-
-INTERRUPTED = 130
 
 
 class StoppedError(Exception):
@@ -83,4 +82,4 @@ class StopRequest:
         time.sleep(PATIENCE_SECONDS)
         if self._interruptible and self.last_resort is not None:
             self.last_resort(f"preempted: the worker got {signal.Signals(number).name}, in the middle of a long step")
-            os._exit(INTERRUPTED)
+            os._exit(ExitStatus.INTERRUPTED)

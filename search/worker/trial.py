@@ -18,8 +18,19 @@ from model.network import BlockNetwork, build_network
 from model.quality import latency
 from model.result import EpochResult
 from search.artifacts.mirror import Mirror
-from search.attributes import WOULD_STOP
-from search.config.objective import COST_ATTRIBUTES, LATENCY_BATCH, second_objective
+from search.attributes import (
+    CONFIG,
+    CURVE,
+    DEVICE,
+    FLOPS,
+    IMAGES_PER_SECOND,
+    LATENCY,
+    PARAMETERS,
+    PEAK_MEMORY,
+    SECONDS,
+    WOULD_STOP,
+)
+from search.config.objective import LATENCY_BATCH, second_objective
 from search.config.settings import TrialConfig, trial_config
 from search.config.space import sample
 from search.config.study_file import StudyConfig
@@ -61,10 +72,10 @@ def run_attempt(
             seed = trial_seed(config, attempt.lease.slot, attempt.lease.start)
             chosen = trial_config(settings, config.trial.epochs, seed, classes=len(split.classes))
             cost = count_cost(chosen.network)
-            trial.set_user_attr("config", asdict(chosen))
-            trial.set_user_attr("parameters", cost.parameters)
-            trial.set_user_attr("flops", cost.flops)
-            trial.set_user_attr("device", describe_device(device))
+            trial.set_user_attr(CONFIG, asdict(chosen))
+            trial.set_user_attr(PARAMETERS, cost.parameters)
+            trial.set_user_attr(FLOPS, cost.flops)
+            trial.set_user_attr(DEVICE, describe_device(device))
         show(TrialStarted(trial.number, trial.params, cost.parameters, chosen.fit.epochs))
         heart.progress = TrialProgress(trial.number, 0, chosen.fit.epochs)
         curve: list[EpochResult] = []
@@ -75,10 +86,10 @@ def run_attempt(
             raise
         finally:
             if curve:
-                attempt.notes["curve"] = [result.row() for result in curve]
+                attempt.notes[CURVE] = [result.row() for result in curve]
                 speeds = sorted(result.images_per_second for result in curve)
                 # The median over epochs: the first one also warms up caches and kernels.
-                attempt.notes["images_per_second"] = round(speeds[len(speeds) // 2], 1)
+                attempt.notes[IMAGES_PER_SECOND] = round(speeds[len(speeds) // 2], 1)
 
 
 def _train(
@@ -157,7 +168,7 @@ def _second_value(
     if cost == "latency":
         with stop.interrupting():
             seconds = latency(network, LATENCY_BATCH, chosen.fit.precision, chosen.network.image_size)
-        attempt.notes[COST_ATTRIBUTES["latency"]] = seconds
+        attempt.notes[LATENCY] = seconds
         return seconds
     counted = count_cost(chosen.network)
     return float(counted.parameters if cost == "params" else counted.flops)
@@ -171,5 +182,5 @@ def _measured(attempt: Attempt, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        attempt.notes["seconds"] = round(time.perf_counter() - start, 3)
-        attempt.notes["peak_memory_bytes"] = peak_memory(device)
+        attempt.notes[SECONDS] = round(time.perf_counter() - start, 3)
+        attempt.notes[PEAK_MEMORY] = peak_memory(device)

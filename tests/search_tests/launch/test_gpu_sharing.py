@@ -351,7 +351,7 @@ def machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """A machine with cores and memory for any number of workers, on which time passes fast."""
     script(home, f"echo x >> {home}/calls; cat {home}/answer")
     monkeypatch.setenv("PATH", f"{home}:/usr/bin:/bin")
-    for name, value in {"EVERY_SECONDS": 0.0, "SECONDS": 0.0, "SPACING_SECONDS": 0.0, "SAMPLES": 3}.items():
+    for name, value in {"EVERY_SECONDS": 0.0, "SPAN_SECONDS": 0.0, "SPACING_SECONDS": 0.0, "SAMPLES": 3}.items():
         monkeypatch.setattr(gpus, name, value)
     for module in (launch, resources):
         monkeypatch.setattr(module, "available_cores", lambda: 32)
