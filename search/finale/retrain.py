@@ -329,7 +329,7 @@ def _final(job: _Job, whole: Split, epochs: int, number: int) -> tuple[Trained, 
 def _tested(job: _Job, network: BlockNetwork, config: FitConfig, flip: bool, data_dir: Path) -> tuple[Quality, str]:
     """Read the test images, once, and note that in the study before they are read."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = {"when": now, "by": "search.retrain", "trial": job.winner.number, "seed": config.seed}
+    entry = {"when": now, "by": "search.finale.retrain", "trial": job.winner.number, "seed": config.seed}
     reads = [*job.study.user_attrs.get(HOLDOUT_READS, []), entry]
     job.study.set_user_attr(HOLDOUT_READS, reads)
     holdout = load_holdout(job.record.dataset.name, data_dir, job.split.fit_images.device)
