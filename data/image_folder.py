@@ -23,6 +23,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from data.errors import DataError
+from data.files import whole_file
 from data.images import IMAGE_SIZE, LabelledImages
 from data.lock import one_at_a_time
 
@@ -107,14 +108,10 @@ def _cached(cached: Path) -> Tensor | None:
 
 def _store(images: Tensor, cached: Path) -> None:
     """Write the cache whole or not at all; a cache that cannot be written costs time, not the study."""
-    partial = cached.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with contextlib.suppress(OSError, SafetensorError):  # it may lie on a read-only disk, or below a file
         cached.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"images": images}, partial)
-        partial.replace(cached)
-    except (OSError, SafetensorError):
-        with contextlib.suppress(OSError):  # it may lie on a read-only disk, or below a file
-            partial.unlink()
+        with whole_file(cached) as partial:
+            save_file({"images": images}, partial)
 
 
 def _listing_hash(root: Path, listing: "ImageFolder") -> str:

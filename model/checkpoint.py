@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from data.files import write_whole
 from model.config import ConfigError
 from model.fit import FitState
 
@@ -108,12 +108,7 @@ def _snapshot(network: nn.Module, state: FitState, about: Mapping[str, Any]) -> 
 def _write(path: Path, snapshot: _Snapshot) -> None:
     content = save(snapshot.tensors, {"format": "pt", "checkpoint": snapshot.header})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)  # there is one after an error only, such as a full disk
+    write_whole(path, content)
 
 
 def read_about(path: Path) -> dict[str, Any] | None:

@@ -1,10 +1,8 @@
 """A saved model as one file that needs nothing of this project, held to the network by real images."""
 
-import contextlib
 import importlib.util
 import io
 import json
-import os
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from data.errors import DataError, RunError, UserError, first_line
+from data.files import whole_file
 from data.images import IMAGE_SIZE
 from data.split import DIVISION_SEED, load_split
 from model.quality import as_predictor, logits_of
@@ -103,22 +102,18 @@ def export(saved: SavedModel, form: ExportFormat, out: Path, data_dir: Path) -> 
     """
     _refuse_what_cannot_be(saved, form)
     images, source = real_images(saved, data_dir)
-    partial = out.with_name(f".{out.stem}.{os.getpid()}.partial{out.suffix}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)  # first: what cannot be written is said before the work
+        out.parent.mkdir(parents=True, exist_ok=True)  # first: a path that cannot be written is named before the work
         program = _program(saved)
         content = _onnx(program, saved.classes) if form == "onnx" else _torch_export(program, saved.classes)
-        partial.write_bytes(content)
-        run = _onnx_runner(partial) if form == "onnx" else _torch_runner(partial)
-        agreement = compare(saved, run, images, source)
-        if not agreement.passes:
-            raise RunError(f"{form} does not give what the network gives, so no file is kept: {agreement}")
-        partial.replace(out)
+        with whole_file(out) as partial:
+            partial.write_bytes(content)
+            run = _onnx_runner(partial) if form == "onnx" else _torch_runner(partial)
+            agreement = compare(saved, run, images, source)
+            if not agreement.passes:
+                raise RunError(f"{form} does not give what the network gives, so no file is kept: {agreement}")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # there is one after an error only
-            partial.unlink()
     return agreement
 
 

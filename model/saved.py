@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from data.files import write_whole
 from model.config import ConfigError, NetworkConfig
 from model.cost import count_cost
 from model.network import BlockNetwork, build_network
@@ -62,10 +62,8 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    content = save(weights, metadata={"format": "pt"})
-    partial = folder / f".{WEIGHTS}.partial"
-    partial.write_bytes(content)  # save_file would make it readable to its owner only
-    partial.replace(folder / WEIGHTS)
+    content = save(weights, metadata={"format": "pt"})  # save_file would make it readable to its owner only
+    write_whole(folder / WEIGHTS, content)
     config = {
         "format": FORMAT,
         "input": "uint8 RGB images, shape (n, 3, size, size); the network scales them itself",
@@ -195,6 +193,4 @@ def _flip(table: object) -> bool:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")

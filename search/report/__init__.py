@@ -4,13 +4,13 @@
 `search.report.page` and `search.report.markdown` write that down.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 
+from data.files import write_whole
 from search.events import Budget
 from search.report.content import document
 from search.report.data import ReportData, collect
@@ -51,21 +51,12 @@ def write_report(
     """
     files = render(collect(study, record, count, confirmation, retrain, summary, storage_shown))
     out.mkdir(parents=True, exist_ok=True)
-    return [_write(out / name, text) for name, text in files.items()]
+    for name, text in files.items():
+        write_whole(out / name, text)
+    return [out / name for name in files]
 
 
 def render(data: ReportData) -> dict[str, str]:
     """The files' contents by name: the same data gives the same text."""
     told = document(data)
     return {"report.html": as_html(told), "report.md": as_markdown(told)}
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
