@@ -4,21 +4,16 @@
         [--curves FILE] [--json FILE] [--plot FILE]
 
 The same simulated clock and surrogate as `benchmarks.searching.replay`. Every search has the same device time, divided
-among its
-workers, and at least `LEAST` trainings of wall time. With more workers each configuration is chosen knowing less, since
-so many others are still under way. Speed-up: one worker's wall time to the last target over that of many; efficiency:
-that by worker.
+among its workers, and at least `LEAST` trainings of wall time. With more workers each configuration is chosen knowing
+less, since more others are still under way. Speed-up: one worker's wall time to the last target over that of many.
+Efficiency: speed-up by worker.
 """
 
-import argparse
-import json
 import math
-import os
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +21,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.searching.clock import simulate
+from benchmarks.searching.command import checked_methods, command_line, open_world, run_all, write_json
 from benchmarks.searching.methods import DEFAULT, methods
-from benchmarks.searching.replay import TABLE
 from benchmarks.searching.replay_page import cell, finite
-from benchmarks.searching.simulated import OVERHEAD, World, alone, handed_over, reached, world_in
+from benchmarks.searching.simulated import OVERHEAD, World, handed_over, reached, world_of_process
 
 LEAST = 4.0
 """Whole trainings of wall time that a search has at least."""
 GRID = 24
-"""Times at which the best accuracy is told, evenly spread on a logarithmic scale from half a training on."""
+"""Number of times at which the best accuracy is shown, evenly spread on a logarithmic scale from half a training on."""
 
 Steps = Sequence[tuple[float, float]]
 """When a search's choice changed, in whole trainings of wall time, and the accuracy of the new one over seeds."""
@@ -45,9 +40,10 @@ def length(trainings: float, workers: int) -> float:
     return max(LEAST, trainings / workers)
 
 
-def run_one(path: Path, name: str, workers: int, seed: int, trainings: float) -> Steps:
-    """One search, in a process of its own."""
-    world = alone(path)
+def run_one(path: Path, key: tuple[str, int], seed: int, trainings: float) -> Steps:
+    """One search by a method and a number of workers, in a process of its own."""
+    name, workers = key
+    world = world_of_process(path)
     method = methods(world.config, world.surrogate.epochs)[name]
     seconds = length(trainings, workers) * world.training
     ended = simulate(world.surrogate, world.config.space, method, seed, seconds, workers, OVERHEAD)
@@ -59,24 +55,24 @@ def at(steps: Steps, wall: float) -> float:
     return next((accuracy for when, accuracy in reversed(steps) if when <= wall), math.nan)
 
 
-def told(world: World, searches: dict[tuple[str, int], list[Steps]], trainings: float) -> list[dict[str, Any]]:
+def rows_of(world: World, searches: dict[tuple[str, int], list[Steps]], trainings: float) -> list[dict[str, Any]]:
     """A row for each method and number of workers, methods in order, fewest workers first."""
     rows: list[dict[str, Any]] = []
-    ones: dict[str, float] = {}
-    for (name, workers), mine in searches.items():
-        times = [reached(steps, world.last_target) or math.inf for steps in mine]
+    single: dict[str, float] = {}
+    for (name, workers), runs in searches.items():
+        times = [reached(steps, world.last_target) or math.inf for steps in runs]
         median = statistics.median(times)
         if workers == 1:
-            ones[name] = median
+            single[name] = median
         grid = np.geomspace(0.5, length(trainings, workers), GRID)
-        curve = np.median([[at(steps, wall) for wall in grid] for steps in mine], axis=0)
-        speed_up = ones.get(name, math.nan) / median if math.isfinite(median) else math.nan
+        curve = np.median([[at(steps, wall) for wall in grid] for steps in runs], axis=0)
+        speed_up = single.get(name, math.nan) / median if math.isfinite(median) else math.nan
         rows.append({
             "method": name,
             "workers": workers,
-            "seeds": len(mine),
+            "seeds": len(runs),
             "wall_to_last_target": finite(round(median, 5)),
-            "reached": sum(map(math.isfinite, times)) / len(mine),
+            "reached": sum(map(math.isfinite, times)) / len(runs),
             "speed_up": finite(round(speed_up, 5)),
             "efficiency": finite(round(speed_up / workers, 5)),
             "wall": [round(float(wall), 3) for wall in grid],
@@ -120,31 +116,19 @@ def plot(world: World, rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Simulate, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.searching.parallel", description=__doc__)
+    parser = command_line("parallel", __doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--methods", nargs="+", default=[DEFAULT, "GP"])
-    parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--trainings", type=float, default=100, help="device time of a search, in whole trainings")
-    parser.add_argument("--curves", type=Path, default=TABLE)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="a picture, .png or .svg")
     given = parser.parse_args()
-    world = world_in(given.curves)
-    if absent := set(given.methods) - methods(world.config, world.surrogate.epochs).keys():
-        parser.error(f"no method {', '.join(sorted(absent))}")
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        keys = list(product(given.methods, sorted(given.workers)))
-        jobs = {
-            (key, seed): pool.submit(run_one, given.curves, *key, seed, given.trainings)
-            for key in keys
-            for seed in range(given.seeds)
-        }
-        searches = {key: [jobs[key, seed].result() for seed in range(given.seeds)] for key in keys}
-    rows = told(world, searches, given.trainings)
+    world = open_world(parser, given.curves)
+    names = checked_methods(parser, world, given.methods)
+    search = partial(run_one, given.curves, trainings=given.trainings)
+    rows = rows_of(world, run_all(search, product(names, sorted(given.workers)), given.seeds), given.trainings)
     print(table(rows))
-    if given.json:
-        report = {"trainings": given.trainings, "last_target": world.last_target, "summit": world.summit, "rows": rows}
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    report = {"trainings": given.trainings, "last_target": world.last_target, "summit": world.summit, "rows": rows}
+    write_json(given.json, report)
     if given.plot:
         plot(world, rows, given.plot)
 

@@ -15,47 +15,47 @@ from benchmarks.searching.methods import DEFAULT, RANDOM
 from benchmarks.searching.simulated import Search, World
 
 PLACES = (3, 5, 7, 10, 14, 20, 28, 40, 56, 80, 100)
-"""Whole trainings after which the regret is told."""
+"""Whole trainings after which the regret is shown."""
 COLUMNS = (5, 10, 20, 40, 100)
-"""Those of them that the printed table has."""
+"""Those of them that the printed table has as columns."""
 BANDED = (DEFAULT, RANDOM)
 """Methods whose 95 % intervals are drawn, too."""
 SHADES = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2", "#eeca3b", "#ff9da6", "#bab0ac", "#6b6ecf")
 STYLES = ("-", "--", ":")
 
 
-def told(world: World, searches: Mapping[str, Sequence[Search]]) -> dict[str, Any]:
+def comparison(world: World, searches: Mapping[str, Sequence[Search]]) -> dict[str, Any]:
     """The comparison as the JSON file has it."""
 
     def row(name: str) -> dict[str, Any]:
-        mine, random = searches[name], searches[RANDOM]
-        ratio, low, high = _ratio(_times(mine), _times(random))
-        last, last_low, last_high = _ratio(_last_times(mine), _last_times(random))
-        would = sum(one.would for one in mine)
-        foretold = sum(len(one.foretold) for one in mine)
-        false = sum(one.false for one in mine)
+        runs, random = searches[name], searches[RANDOM]
+        ratio, low, high = _ratio(_times(runs), _times(random))
+        last, last_low, last_high = _ratio(_last_times(runs), _last_times(random))
+        would = sum(run.would for run in runs)
+        foretold = sum(len(run.foretold) for run in runs)
+        false = sum(run.false for run in runs)
         interval = stats.binomtest(false, would).proportion_ci(0.95, method="exact") if would else None
         return {
             "time_to_target_vs_random": ratio,
             "time_to_target_interval": [low, high],
-            "time_to_target_trainings": finite(statistics.median(_times(mine)) / world.training),
-            "reached": sum(one.reached is not None for one in mine) / len(mine),
+            "time_to_target_trainings": finite(statistics.median(_times(runs)) / world.training),
+            "reached": sum(run.reached is not None for run in runs) / len(runs),
             "time_to_last_target_vs_random": last,
             "time_to_last_target_interval": [last_low, last_high],
-            "time_to_last_target_trainings": finite(statistics.median(_last_times(mine)) / world.training),
-            "reached_last": sum(one.reached_last is not None for one in mine) / len(mine),
+            "time_to_last_target_trainings": finite(statistics.median(_last_times(runs)) / world.training),
+            "reached_last": sum(run.reached_last is not None for run in runs) / len(runs),
             "false_prune_rate": false / would if would else None,
             "interval": interval and [float(interval.low), float(interval.high)],
-            "pruned_share": sum(one.pruned for one in mine) / sum(one.trials for one in mine),
+            "pruned_share": sum(run.pruned for run in runs) / sum(run.trials for run in runs),
             "regret": {
-                str(place): _median([one.regret[place - 1] for one in mine])
+                str(place): _median([run.regret[place - 1] for run in runs])
                 for place in PLACES
-                if place <= len(mine[0].regret)
+                if place <= len(runs[0].regret)
             },
-            "forecast_covered": sum(map(sum, (one.foretold for one in mine))) / foretold if foretold else None,
+            "forecast_covered": sum(map(sum, (run.foretold for run in runs))) / foretold if foretold else None,
             "forecasts": foretold,
-            "seconds_a_trial": sum(one.thought for one in mine) / sum(one.trials for one in mine),
-            "seeds": len(mine),
+            "seconds_a_trial": sum(run.thought for run in runs) / sum(run.trials for run in runs),
+            "seeds": len(runs),
         }
 
     return {
@@ -71,20 +71,20 @@ def told(world: World, searches: Mapping[str, Sequence[Search]]) -> dict[str, An
 
 
 def _times(searches: Sequence[Search]) -> list[float]:
-    return [math.inf if one.reached is None else one.reached for one in searches]
+    return [math.inf if run.reached is None else run.reached for run in searches]
 
 
 def _last_times(searches: Sequence[Search]) -> list[float]:
-    return [math.inf if one.reached_last is None else one.reached_last for one in searches]
+    return [math.inf if run.reached_last is None else run.reached_last for run in searches]
 
 
-def _ratio(mine: Sequence[float], other: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+def _ratio(own: Sequence[float], other: Sequence[float]) -> tuple[float | None, float | None, float | None]:
     """Ratio of medians with its 95 % interval (bootstrap over seeds); None: never reached."""
     rng = np.random.default_rng(0)
-    pairs = np.array([mine, other])
+    pairs = np.array([own, other])
     drawn = [np.median(pairs[:, rng.integers(pairs.shape[1], size=pairs.shape[1])], axis=1) for _ in range(2000)]
-    ratios = np.sort([one / another if math.isfinite(another) else math.nan for one, another in drawn])
-    whole = statistics.median(mine) / statistics.median(other)
+    ratios = np.sort([own / others if math.isfinite(others) else math.nan for own, others in drawn])
+    whole = statistics.median(own) / statistics.median(other)
     return finite(whole), finite(ratios[50]), finite(ratios[-51])
 
 
@@ -92,12 +92,12 @@ def _median(values: Sequence[float]) -> dict[str, float]:
     """A median with its 95 % interval (bootstrap over seeds)."""
     drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
-    told = {"median": statistics.median(values), "low": float(low), "high": float(high)}
-    return {key: round(value, 5) for key, value in told.items()}
+    interval = {"median": statistics.median(values), "low": float(low), "high": float(high)}
+    return {key: round(value, 5) for key, value in interval.items()}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The comparison in Markdown, those first that come to the target soonest."""
+    """The comparison in Markdown; the methods that reach the target soonest come first."""
     known = _rows(result)
     places = [str(place) for place in COLUMNS if str(place) in next(iter(known.values()))["regret"]]
     heads = [
@@ -149,7 +149,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     """Draw the file that `benchmarks.searching.replay` writes.
 
     Args:
-        result: of `told`.
+        result: of `comparison`.
         path: of the picture; its suffix says which form.
     """
     known = _rows(result)
@@ -159,17 +159,17 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axes = figure.add_subplot()
     others = [name for name in order if name != DEFAULT]
     for name in order:
-        told = known[name]["regret"]
-        places = [int(place) for place in told]
-        values = [100 * told[place]["median"] for place in told]
+        regret = known[name]["regret"]
+        places = [int(place) for place in regret]
+        values = [100 * regret[place]["median"] for place in regret]
         if name == DEFAULT:
             color, style, width = "black", "-", 2.8
         else:
-            place = others.index(name)
-            color, style, width = SHADES[place % len(SHADES)], STYLES[place // len(SHADES) % len(STYLES)], 1.2
+            index = others.index(name)
+            color, style, width = SHADES[index % len(SHADES)], STYLES[index // len(SHADES) % len(STYLES)], 1.2
         axes.plot(places, values, style, color=color, linewidth=width, label=name)
         if name in BANDED:
-            low, high = ([100 * told[place][key] for place in told] for key in ("low", "high"))
+            low, high = ([100 * regret[place][key] for place in regret] for key in ("low", "high"))
             axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
     for name, style in (("target", "--"), ("last_target", "-")):
         label = name.replace("_", " ")

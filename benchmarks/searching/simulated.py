@@ -25,13 +25,13 @@ from search.config.study_file import StudyConfig, find_study
 from search.samplers.unit_cube import point
 
 TARGET = 0.995
-"""Of the best accuracy."""
+"""The share of the best accuracy that is the target."""
 POINTS = 16
-"""Two to the power of so many points of the space among which its best is sought."""
+"""The best of the space is taken among two to the power of this many points."""
 OVERHEAD = 0.5
-"""Seconds of a trial beside its epochs."""
+"""Seconds of a trial besides its epochs."""
 LONGER = 6
-"""Times the others' time that the random search has, which needs it to come to the target."""
+"""Random search has this many times the others' time, because it needs that to reach the target."""
 FORECASTS = (20, 40)
 """Trials after which a forecast is checked."""
 
@@ -61,7 +61,7 @@ class World:
     Attributes:
         surrogate: of the curves.
         config: of the study.
-        best: accuracy, on average over seeds, of the best configuration that was measured. target: `TARGET` of it.
+        best: accuracy, on average over seeds, of the best configuration measured; `TARGET` of it is the target.
         summit: accuracy of the best one of the whole space, measured or not.
         training: mean seconds of a whole training of a configuration drawn at random.
     """
@@ -74,12 +74,12 @@ class World:
 
     @property
     def target(self) -> float:
-        """What a search is to reach."""
+        """The accuracy that a search is to reach."""
         return TARGET * self.best
 
     @property
     def last_target(self) -> float:
-        """The same of the whole space: the best of the table is but the best of as many random ones."""
+        """The same of the whole space: the best of the table is only the best of that many random configurations."""
         return TARGET * self.summit
 
 
@@ -99,11 +99,12 @@ class Search:
     """One simulated search.
 
     Attributes:
-        reached: seconds until the target was; None: never.
-        reached_last: the same of the last target.
+        reached: seconds until the target was reached; None: never.
+        reached_last: the same for the last target.
         regret: accuracy that the incumbent lacked to the space's best, after the time of 1, 2, ... whole trainings.
-        pruned: trainings that were stopped. would: that the pruner wanted to stop.
-        false: of `would`, those among the best `top` at the end.
+        pruned: trainings that were stopped.
+        would: trainings that the pruner wanted to stop.
+        false: of `would`, those that would have ended among the best that are confirmed.
         trials: that ended.
         foretold: after each of `FORECASTS` trials, whether the gain of `search.analysis.forecast` covered what came.
         thought: seconds of real time in sampler and pruner.
@@ -122,13 +123,13 @@ class Search:
 
 def handed_over(world: World, ended: Sequence[Ended]) -> list[tuple[float, float]]:
     """When a search's best score changed, and what that configuration is worth on average over seeds."""
-    truth = world.surrogate.mean([one.params for one in ended])[:, -1] if ended else np.zeros(0)
+    truth = world.surrogate.mean([trial.params for trial in ended])[:, -1] if ended else np.zeros(0)
     best_score = -math.inf
     incumbents: list[tuple[float, float]] = []
-    for one, true in zip(ended, truth, strict=True):
-        if not one.stopped and one.whole > best_score:
-            best_score = one.whole
-            incumbents.append((one.seconds, float(true)))
+    for trial, accuracy in zip(ended, truth, strict=True):
+        if not trial.stopped and trial.whole > best_score:
+            best_score = trial.whole
+            incumbents.append((trial.seconds, float(accuracy)))
     return incumbents
 
 
@@ -136,19 +137,19 @@ def summed_up(world: World, ended: Sequence[Ended], trainings: int, thought: flo
     """What a simulated search came to."""
     incumbents = handed_over(world, ended)
     regret = []
-    for place in range(1, trainings + 1):
-        there = [value for seconds, value in incumbents if seconds <= place * world.training]
-        regret.append(world.summit - (there[-1] if there else 0.1))
+    for count in range(1, trainings + 1):
+        so_far = [value for seconds, value in incumbents if seconds <= count * world.training]
+        regret.append(world.summit - (so_far[-1] if so_far else 0.1))
     top = world.config.confirm.configurations
-    ranked = sorted(ended, key=lambda one: -one.whole)[:top]
-    would = [one for one in ended if one.would_stop is not None]
+    ranked = sorted(ended, key=lambda trial: -trial.whole)[:top]
+    would = [trial for trial in ended if trial.would_stop is not None]
     return Search(
         reached(incumbents, world.target),
         reached(incumbents, world.last_target),
         tuple(round(value, 5) for value in regret),
-        sum(one.stopped for one in ended),
+        sum(trial.stopped for trial in ended),
         len(would),
-        sum(one in ranked for one in would),
+        sum(trial in ranked for trial in would),
         len(ended),
         tuple(
             _covers(world, ended[:count], ended[: count + MORE]) for count in FORECASTS if len(ended) >= count + MORE
@@ -158,25 +159,25 @@ def summed_up(world: World, ended: Sequence[Ended], trainings: int, thought: flo
 
 
 def reached(incumbents: Sequence[tuple[float, float]], target: float) -> float | None:
-    """The first of the seconds at which what the search would hand over had the target."""
+    """Seconds until what the search would hand over reached the target; None: never."""
     return next((seconds for seconds, value in incumbents if value >= target), None)
 
 
 def _covers(world: World, known: Sequence[Ended], later: Sequence[Ended]) -> bool:
-    """Whether the gain that is foretold of the trials that are known covers the one that came."""
-    whole = [one for one in known if not one.stopped]
+    """Whether the forecast from the known trials covers the gain that came."""
+    whole = [trial for trial in known if not trial.stopped]
     ends = []
-    for one in known:
-        pairs = [(other.curve[len(one.curve) - 1], other.whole) for other in whole]
-        ends.append(regression(pairs).at(one.curve[-1]).mean if one.stopped else one.whole)
+    for trial in known:
+        pairs = [(other.curve[len(trial.curve) - 1], other.whole) for other in whole]
+        ends.append(regression(pairs).at(trial.curve[-1]).mean if trial.stopped else trial.whole)
 
-    def chosen(some: Sequence[Ended]) -> Ended:
-        return max((one for one in some if not one.stopped), key=lambda one: one.whole)
+    def chosen(trials: Sequence[Ended]) -> Ended:
+        return max((trial for trial in trials if not trial.stopped), key=lambda trial: trial.whole)
 
-    noise = noise_of((one.params, one.whole) for one in whole)
-    told = expected_gain(ends, chosen(known).whole, noise.std if noise else 0.0)
+    noise = noise_of((trial.params, trial.whole) for trial in whole)
+    gain = expected_gain(ends, chosen(known).whole, noise.std if noise else 0.0)
     before, after = world.surrogate.mean([chosen(known).params, chosen(later).params])[:, -1]
-    return told is not None and told.low <= after - before <= told.high
+    return gain is not None and gain.low <= after - before <= gain.high
 
 
 @cache
@@ -185,8 +186,8 @@ def world_in(path: Path) -> World:
     return world_of(read_table(path))
 
 
-def alone(path: Path) -> World:
-    """`world_in`, in a process that simulates beside others."""
+def world_of_process(path: Path) -> World:
+    """`world_in`, in a process of a pool: one thread, and Optuna says nothing."""
     os.environ["OMP_NUM_THREADS"] = "1"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -194,8 +195,8 @@ def alone(path: Path) -> World:
 
 
 def run_one(path: Path, name: str, seed: int, workers: int, trainings: int) -> Search:
-    """One simulated search, in a process of its own, with the device time of so many whole trainings."""
-    world = alone(path)
+    """One simulated search, in a process of its own, with the device time of ``trainings`` whole trainings."""
+    world = world_of_process(path)
     method = methods(world.config, world.surrogate.epochs)[name]
     began = time.perf_counter()
     seconds = trainings * (LONGER if name == RANDOM else 1) * world.training / workers

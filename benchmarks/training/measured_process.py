@@ -29,7 +29,7 @@ SETTLE_SECONDS = 0.2
 """Between two measurements: the plain loop's loaders go on for this long after its last step."""
 
 STOP_SECONDS = 60
-"""Seconds for a process to end by itself: freeing gigabytes and loaders takes some, and a killed one leaves semaphores."""
+"""Seconds for a process to end by itself: freeing gigabytes takes some, and a killed one leaves semaphores behind."""
 
 # The rate climbs over a fifth of the epochs, so it stays low enough that nothing diverges, even on random images.
 FIT = FitConfig(epochs=100_000, optimizer="adamw", augment=0.5)

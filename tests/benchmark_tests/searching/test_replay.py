@@ -14,7 +14,7 @@ import pytest
 from benchmarks.searching import parallel, replay
 from benchmarks.searching.curves import plan
 from benchmarks.searching.methods import DEFAULT, RANDOM, methods
-from benchmarks.searching.replay_page import table, told
+from benchmarks.searching.replay_page import comparison, table
 from benchmarks.searching.simulated import read_table, run_one, world_of
 from search.config.study_file import find_study
 
@@ -49,7 +49,7 @@ def test_the_comparison_says_how_long_each_took_and_how_far_it_came(curves: Path
     world = world_of(read_table(curves))
     assert 0.6 < world.target < 0.8
     searches = {name: [run_one(curves, name, seed, 1, 12) for seed in range(3)] for name in (RANDOM, DEFAULT)}
-    result = told(world, searches)
+    result = comparison(world, searches)
     default, random = result["default"], result["others"][RANDOM]
     assert result["best"] * 0.995 == pytest.approx(result["target"])
     assert random["time_to_target_vs_random"] in (None, 1.0)
@@ -142,7 +142,7 @@ def test_speed_up_is_by_wall_time(curves: Path) -> None:
         ("m", 4): [[(0.5, 0.1), (2.0, won)], [(1.0, 0.2)], [(0.5, won)]],
         ("m", 16): [[(0.5, 0.1)], [(1.0, 0.2)], [(0.5, won)]],
     }
-    rows = parallel.told(world, searches, 16.0)
+    rows = parallel.rows_of(world, searches, 16.0)
     assert [row["wall_to_last_target"] for row in rows] == [4.0, 2.0, None]
     assert [row["speed_up"] for row in rows] == [1.0, 2.0, None]
     assert [row["efficiency"] for row in rows] == [1.0, 0.5, None]
