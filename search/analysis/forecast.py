@@ -15,9 +15,8 @@ from the best, and says nothing of what lies beyond it. Where ends have no bound
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -61,21 +60,34 @@ class Gain:
         return self.worthwhile < 1 - CONFIDENCE
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a search has cost and what it may still bring, rounded for people.
+
+    Attributes:
+        device_seconds: by outcome of the trials.
+        eta_seconds: until the budget is done; None without workers, or before a trial has ended.
+        noise: between seeds; None if it is not known.
+        gain: of more trials; None if it is not known.
+    """
+
+    device_seconds: Mapping[Outcome, float]
+    eta_seconds: float | None
+    noise: SeedNoise | None
+    gain: Gain | None
+
+
 def forecast(
     trials: Sequence[FrozenTrial], count: Budget, workers: int, single: bool, confirmed: SeedNoise | None = None
-) -> dict[str, Any]:
+) -> Forecast:
     """How a search stands, for ``summary.json`` and the report.
 
     Args:
         trials: of the search.
         count: its budget.
-        workers: at work now.
-        single: whether it has one objective, for which alone a gain can be told.
-        confirmed: noise that the confirmation knows; before it there is what repeated trials of the search tell.
-
-    Returns:
-        ``device_seconds`` by outcome of the trials; ``eta_seconds``: None without workers, or before a trial has ended;
-        ``noise``: see `search.analysis.noise.SeedNoise`, and ``gain``: see `Gain`, each None where it is not known.
+        workers: working at this moment.
+        single: whether the search has one objective; with two there is no gain to tell.
+        confirmed: noise that the confirmation measured; None: use the repeated trials of the search.
     """
     spent: dict[Outcome, float] = {}
     for trial in trials:
@@ -86,12 +98,22 @@ def forecast(
     gain = None
     if single and scores:
         gain = expected_gain(likely_ends(trials).accuracies, max(scores), noise.std if noise else 0.0)
-    return {
-        "device_seconds": {kind: round(value, 1) for kind, value in spent.items()},
-        "eta_seconds": time_left(trials, count, workers),
-        "noise": noise and {"std": round(noise.std, 5), "freedom": noise.freedom},
-        "gain": gain and {**{key: round(value, 5) for key, value in vars(gain).items()}, "unlikely": gain.unlikely},
-    }
+    return Forecast(
+        device_seconds={kind: round(value, 1) for kind, value in spent.items()},
+        eta_seconds=time_left(trials, count, workers),
+        noise=noise and replace(noise, std=round(noise.std, 5)),
+        gain=gain and _rounded(gain),
+    )
+
+
+def _rounded(gain: Gain) -> Gain:
+    return replace(
+        gain,
+        mean=round(gain.mean, 5),
+        low=round(gain.low, 5),
+        high=round(gain.high, 5),
+        worthwhile=round(gain.worthwhile, 5),  # a multiple of 1 / DRAWS: nothing is lost
+    )
 
 
 def time_left(trials: Sequence[FrozenTrial], count: Budget, workers: int) -> float | None:

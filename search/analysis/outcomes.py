@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
@@ -76,18 +77,29 @@ def epoch_seconds(trial: FrozenTrial) -> float | None:
     return median(known) if known else None
 
 
-def trials_overhead(trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-    """Overhead of all trials that know theirs: its share of their time, and the median; None where there are none."""
+@dataclass(frozen=True)
+class TrialsOverhead:
+    """Time of trials that was neither training nor validation.
+
+    Attributes:
+        share: of the trials' time.
+        median_seconds: of a trial.
+        trials: that measured theirs.
+    """
+
+    share: float
+    median_seconds: float
+    trials: int
+
+
+def trials_overhead(trials: Sequence[FrozenTrial]) -> TrialsOverhead | None:
+    """Overhead of all trials that measured theirs; None if there are none."""
     known = [trial.user_attrs for trial in trials if OVERHEAD in trial.user_attrs]
     if not known:
         return None
     seconds = [float(attributes[OVERHEAD]) for attributes in known]
     whole = sum(_whole(attributes) for attributes in known)
-    return {
-        "share": round(sum(seconds) / whole, 5) if whole else 0.0,
-        "median_seconds": round(median(seconds), 3),
-        "trials": len(known),
-    }
+    return TrialsOverhead(round(sum(seconds) / whole, 5) if whole else 0.0, round(median(seconds), 3), len(known))
 
 
 def _whole(attributes: Mapping[str, Any]) -> float:
@@ -95,12 +107,22 @@ def _whole(attributes: Mapping[str, Any]) -> float:
     return max(float(attributes[SECONDS]), float(attributes[OVERHEAD]))
 
 
-def workers_start_up(seconds: Sequence[float]) -> dict[str, Any] | None:
-    """Start-up of workers that have begun a trial; None where there are none."""
+@dataclass(frozen=True)
+class WorkersStartUp:
+    """Time from a worker's process to its first trial, without waiting for one.
+
+    Attributes:
+        median_seconds, longest_seconds: of a worker.
+        workers: that have begun a trial.
+    """
+
+    median_seconds: float
+    longest_seconds: float
+    workers: int
+
+
+def workers_start_up(seconds: Sequence[float]) -> WorkersStartUp | None:
+    """Start-up of workers that have begun a trial, from the seconds of each; None if there are none."""
     if not seconds:
         return None
-    return {
-        "median_seconds": round(median(seconds), 1),
-        "longest_seconds": round(max(seconds), 1),
-        "workers": len(seconds),
-    }
+    return WorkersStartUp(round(median(seconds), 1), round(max(seconds), 1), len(seconds))

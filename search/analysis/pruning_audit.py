@@ -7,7 +7,7 @@ stopped, a configuration would be missing there. Pruned trials have no final acc
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial
 from scipy import stats
@@ -23,19 +23,67 @@ LEAST_CORRELATED = 5
 """Trials below which a rank correlation is not told."""
 
 
-def pruning_audit(trials: Sequence[FrozenTrial], top: int) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class FalsePruneRate:
+    """Share of the audited trials that are false prunes, with its exact 95 % interval (Clopper-Pearson)."""
+
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """How well the order of trials after an epoch predicts their order at the end.
+
+    Attributes:
+        epoch: after which.
+        spearman: rank correlation of accuracies, over COMPLETE trials; None if too few trials or values differ.
+        n: trials.
+    """
+
+    epoch: int
+    spearman: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class PruningAudit:
+    """What pruning saved and what it would have cost.
+
+    Attributes:
+        audited: number of audited trials.
+        false_prunes: numbers of the trials that are.
+        top: configurations that the confirmation takes.
+        rate: of false prunes; None if no trial was audited.
+        chance: the rate of a pruner that draws lots; None if no trial ran to its end.
+        pruned: number of pruned trials.
+        saved_epochs: that pruned trials did not train.
+        saved_share: of the epochs that pruned and COMPLETE trials would have trained without pruning.
+        correlation: for each epoch before the last one.
+        harmful: whether pruning stops the best; None if nobody can tell.
+        verdict: the same in words.
+    """
+
+    audited: int
+    false_prunes: tuple[int, ...]
+    top: int
+    rate: FalsePruneRate | None
+    chance: float | None
+    pruned: int
+    saved_epochs: int
+    saved_share: float
+    correlation: tuple[RankCorrelation, ...]
+    harmful: bool | None
+    verdict: str
+
+
+def pruning_audit(trials: Sequence[FrozenTrial], top: int) -> PruningAudit | None:
     """What pruning saved and what it would have cost; None before any trial ran to its end or was pruned.
 
     Args:
         trials: of the search.
         top: configurations that the confirmation takes.
-
-    Returns:
-        ``audited``, ``false_prunes`` (trial numbers), ``top``; ``rate`` of false prunes with its exact 95 % interval
-        ``low``, ``high`` (Clopper-Pearson), all None where none was audited; ``chance``: the rate of a pruner that
-        draws lots; ``pruned`` trials, ``saved_epochs`` and ``saved_share`` of the epochs that these and the COMPLETE
-        trials would have trained without pruning; ``correlation``: Spearman's, of the accuracies after each epoch and
-        at the end, over COMPLETE trials; ``verdict`` in words and ``harmful``, which is None where nobody can tell.
     """
     complete = [t for t in trials if end_accuracy(t) is not None]
     # Infeasible and diverged trials were not the pruner's.
@@ -51,19 +99,19 @@ def pruning_audit(trials: Sequence[FrozenTrial], top: int) -> dict[str, Any] | N
     rate = _rate(len(false_prunes), len(audited))
     chance = len(best) / len(complete) if complete else None
     harmful = _harmful(len(audited), rate, chance)
-    return {
-        "audited": len(audited),
-        "false_prunes": false_prunes,
-        "top": top,
-        **rate,
-        "chance": chance,
-        "pruned": len(pruned),
-        "saved_epochs": saved,
-        "saved_share": saved / whole if whole else 0.0,
-        "correlation": _correlation(complete),
-        "harmful": harmful,
-        "verdict": _verdict(harmful, bool(pruned or audited), len(audited), len(false_prunes), top),
-    }
+    return PruningAudit(
+        audited=len(audited),
+        false_prunes=tuple(false_prunes),
+        top=top,
+        rate=rate,
+        chance=chance,
+        pruned=len(pruned),
+        saved_epochs=saved,
+        saved_share=saved / whole if whole else 0.0,
+        correlation=tuple(_correlation(complete)),
+        harmful=harmful,
+        verdict=_verdict(harmful, bool(pruned or audited), len(audited), len(false_prunes), top),
+    )
 
 
 def _length(trial: FrozenTrial, longest: int) -> int:
@@ -73,20 +121,20 @@ def _length(trial: FrozenTrial, longest: int) -> int:
     return longest if planned is None else int(planned)
 
 
-def _rate(false_prunes: int, audited: int) -> dict[str, float | None]:
+def _rate(false_prunes: int, audited: int) -> FalsePruneRate | None:
     if not audited:
-        return {"rate": None, "low": None, "high": None}
+        return None
     interval = stats.binomtest(false_prunes, audited).proportion_ci(0.95, method="exact")
-    return {"rate": false_prunes / audited, "low": float(interval.low), "high": float(interval.high)}
+    return FalsePruneRate(false_prunes / audited, float(interval.low), float(interval.high))
 
 
-def _harmful(audited: int, rate: Mapping[str, float | None], chance: float | None) -> bool | None:
-    """Whether the pruner stops the best no more rarely than one that draws lots; None where nobody can tell."""
-    if rate["rate"] is None or rate["low"] is None or chance is None or chance > 0.5:
-        return None  # where most complete trials are among the best, being one says nothing
+def _harmful(audited: int, rate: FalsePruneRate | None, chance: float | None) -> bool | None:
+    """Whether the pruner stops the best at least as often as one that draws lots; None if nobody can tell."""
+    if rate is None or chance is None or chance > 0.5:
+        return None  # if most complete trials are among the best, being one says nothing
     if audited < LEAST_AUDITED:
-        return True if rate["low"] > chance else None
-    return rate["rate"] > 0 and rate["rate"] >= chance
+        return True if rate.low > chance else None
+    return rate.share > 0 and rate.share >= chance
 
 
 def _verdict(harmful: bool | None, stopping: bool, audited: int, false_prunes: int, top: int) -> str:
@@ -100,15 +148,14 @@ def _verdict(harmful: bool | None, stopping: bool, audited: int, false_prunes: i
     return f"pruning looks harmful: {ended}, no fewer than drawing lots would give; prune later or not at all"
 
 
-def _correlation(complete: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """For each epoch before the last one: Spearman's correlation with the final accuracy, None where there is none."""
+def _correlation(complete: Sequence[FrozenTrial]) -> list[RankCorrelation]:
     curves = [(validation_curve(trial), float(score(trial) or 0.0)) for trial in complete]
     last = max((epoch for curve, _ in curves for epoch in curve), default=0)
     rows = []
     for epoch in sorted({epoch for curve, _ in curves for epoch in curve if epoch < last}):
         pairs = [(curve[epoch], final) for curve, final in curves if epoch in curve]
         early, final = ([pair[i] for pair in pairs] for i in (0, 1))
-        told = len(pairs) >= LEAST_CORRELATED and len(set(early)) > 1 and len(set(final)) > 1
-        spearman = float(stats.spearmanr(early, final).statistic) if told else None
-        rows.append({"epoch": epoch, "spearman": spearman, "n": len(pairs)})
+        defined = len(pairs) >= LEAST_CORRELATED and len(set(early)) > 1 and len(set(final)) > 1
+        spearman = float(stats.spearmanr(early, final).statistic) if defined else None
+        rows.append(RankCorrelation(epoch, spearman, len(pairs)))
     return rows
