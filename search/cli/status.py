@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,50 +22,43 @@ def status_command(
     ] = False,
 ) -> None:
     """Show how a study stands and who works at it; it may be running."""
-    from rich.console import Group
     from rich.live import Live
 
     from search import study as studies
-    from search.console.status import logs_view, status_view
-    from search.run.summary import running_trials, summarise, worker_logs, workers_at
+    from search.console.status import status_view
+    from search.run.summary import read_status
     from search.storage.connect import storage_opened
     from search.storage.url import without_password
+    from search.summary import Status, status_as_json
 
     with database(storage) as url:
         refuse_absent(url)
-        with storage_opened(url) as there:
-            found = studies.load(there, name)
-            record = studies.record_of(found)
+        with storage_opened(url) as opened:
+            record = studies.record_of(studies.load(opened, name))
             assert record is not None
-            ledger, study = open_ledger(there, record.name, record.config.workers)
+            ledger, study = open_ledger(opened, record.name, record.config.workers)
 
-            def look() -> dict[str, Any]:
-                running = {"running_trials": running_trials(study), "workers": workers_at(ledger)}
-                told = {"logs": worker_logs(ledger)} if logs else {}
-                return {**summarise(study, record, ledger, without_password(url)), **running, **told}
-
-            def picture() -> Group:
-                now = look()
-                return Group(status_view(now), *([logs_view(now["logs"])] if logs else []))
+            def read() -> Status:
+                return read_status(study, record, ledger, without_password(url), logs)
 
             if form is Form.JSON:
-                typer.echo(json.dumps(look(), indent=2))
+                typer.echo(json.dumps(status_as_json(read()), indent=2))
                 open_ = watch and is_open(ledger)
                 while open_:
                     time.sleep(STATUS_SECONDS)
                     open_ = is_open(ledger)
-                    typer.echo(json.dumps(look(), indent=2))
+                    typer.echo(json.dumps(status_as_json(read()), indent=2))
                 return
             console = terminal()
             if not watch:
-                console.print(picture())
+                console.print(status_view(read()))
                 return
-            with Live(picture(), console=console, auto_refresh=False) as live:
+            with Live(status_view(read()), console=console, auto_refresh=False) as live:
                 open_ = is_open(ledger)
                 while open_:
                     time.sleep(STATUS_SECONDS)
-                    open_ = is_open(ledger)  # before the look: the last picture shows the end
-                    live.update(picture(), refresh=True)
+                    open_ = is_open(ledger)  # before the reading: the last view shows the end
+                    live.update(status_view(read()), refresh=True)
 
 
 STATUS_SECONDS = 2.0

@@ -3,8 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.config.objective import COST_ATTRIBUTES, format_cost
+from search.analysis.forecast import Forecast
+from search.analysis.starts import StartValue
+from search.config.objective import format_cost
 from search.events import Best
+from search.results import AccuracyEstimate, Confirmation
+from search.summary import Front
 
 
 def percent(share: float) -> str:
@@ -35,49 +39,45 @@ def params_text(params: Mapping[str, Any]) -> str:
     )
 
 
-def forecast_texts(told: Mapping[str, Any]) -> list[str]:
-    """What is expected of a search, a sentence each; none where nothing is known."""
+def forecast_texts(forecast: Forecast) -> list[str]:
+    """What is expected of a search, a sentence each; empty if nothing is known."""
     texts = []
-    if told["eta_seconds"] is not None:
-        texts.append(f"the search is done in about {duration(told['eta_seconds'])}")
-    if gain := told["gain"]:
-        low, high = (f"{100 * gain[key]:.2f}" for key in ("low", "high"))
-        text = f"{gain['more']} more trials: {100 * gain['mean']:+.2f} points expected (90 % interval {low} to {high})"
-        texts.append(f"{text}; more trials are unlikely to help" if gain["unlikely"] else text)
-    if noise := told["noise"]:
-        texts.append(f"another seed moves a score by {100 * noise['std']:.2f} points (standard deviation)")
+    if forecast.eta_seconds is not None:
+        texts.append(f"the search is done in about {duration(forecast.eta_seconds)}")
+    if gain := forecast.gain:
+        low, high = (f"{100 * bound:.2f}" for bound in (gain.low, gain.high))
+        text = f"{gain.more} more trials: {100 * gain.mean:+.2f} points expected (90 % interval {low} to {high})"
+        texts.append(f"{text}; more trials are unlikely to help" if gain.unlikely else text)
+    if noise := forecast.noise:
+        texts.append(f"another seed moves a score by {100 * noise.std:.2f} points (standard deviation)")
     return texts
 
 
-def known_good_text(told: Mapping[str, Any]) -> str:
+def known_good_text(value: StartValue) -> str:
     """What the configurations that a study tried first were worth."""
-    text = f"tried first: the best has {percent(told['best'])}, rank {told['rank']} of {told['complete']} now"
-    if told["helped"] is None:
+    text = f"tried first: the best has {percent(value.best)}, rank {value.rank} of {value.complete} now"
+    if value.drawn_best is None:
         return text
-    verdict = "it helped" if told["helped"] else "it did not help"
-    return f"{text}; {verdict}: the best of {told['drawn']} drawn without has {percent(told['drawn_best'])}"
+    verdict = "it helped" if value.helped else "it did not help"
+    return f"{text}; {verdict}: the best of {value.drawn} drawn without has {percent(value.drawn_best)}"
 
 
-def device_time_text(told: Mapping[str, Any]) -> str:
-    """Device time by what came of it."""
-    spent = told["device_seconds"]
-    parts = [f"{kind} {duration(seconds)}" for kind, seconds in spent.items() if seconds]
+def device_time_text(forecast: Forecast) -> str:
+    """Device time by outcome of the trials."""
+    spent = forecast.device_seconds
+    parts = [f"{outcome} {duration(seconds)}" for outcome, seconds in spent.items() if seconds]
     return f"{duration(sum(spent.values()))} ({', '.join(parts)})"
 
 
-def front_text(front: Sequence[Mapping[str, Any]], most: int) -> str:
-    """Points of a front, cheapest first; of many some, the first and the last among them."""
-    kept = list(front)
-    if len(kept) > most:
-        kept = [front[round(place * (len(front) - 1) / (most - 1))] for place in range(most)]
-    points = [
-        f"{percent(row['val_accuracy'])} at {format_cost(cost, row[cost])}"
-        for row in kept
-        for cost in COST_ATTRIBUTES
-        if cost in row
-    ]
-    of = f"{len(kept)} of {len(front)}" if len(kept) < len(front) else str(len(front))
-    return f"{of} point{'s' if len(front) > 1 else ''}: {', '.join(points)}"
+def front_text(front: Front, most: int) -> str:
+    """At most this many points of a front, cheapest first, with its two ends."""
+    count = len(front.points)
+    shown = front.points
+    if count > most:
+        shown = tuple(front.points[round(step * (count - 1) / (most - 1))] for step in range(most))
+    texts = [f"{percent(point.val_accuracy)} at {format_cost(front.cost, point.cost)}" for point in shown]
+    of = f"{len(shown)} of {count}" if len(shown) < count else str(count)
+    return f"{of} point{'s' if count > 1 else ''}: {', '.join(texts)}"
 
 
 def trials_text(numbers: Sequence[int]) -> str:
@@ -86,33 +86,32 @@ def trials_text(numbers: Sequence[int]) -> str:
     return f"trial {names[0]}" if len(names) == 1 else f"trials {', '.join(names[:-1])} and {names[-1]}"
 
 
-def test_text(test: Mapping[str, Any], reads: int) -> str:
+def test_text(test: AccuracyEstimate, reads: int) -> str:
     """A test accuracy with its spread, and how often the test images were read for it."""
-    interval = f"95 % interval {percent(test['low'])} to {percent(test['high'])}"
-    if test["n"] == 1:
-        return (
-            f"{percent(test['mean'])} (one seed; {interval} by the number of images; test images read {_times(reads)})"
-        )
-    spread = f"{percent(test['mean'])} ± {100 * test['std']:.2f}"
-    return f"{spread} over {test['n']} seeds ({interval}; test images read {_times(reads)}, once a seed)"
+    bounds = [percent(bound) for bound in (test.low, test.high) if bound is not None]  # early versions stored none
+    interval = f"95 % interval {' to '.join(bounds)}" if bounds else "interval not known"
+    if test.std is None:
+        return f"{percent(test.mean)} (one seed; {interval} by the number of images; test images read {_times(reads)})"
+    spread = f"{percent(test.mean)} ± {100 * test.std:.2f}"
+    return f"{spread} over {test.n} seeds ({interval}; test images read {_times(reads)}, once a seed)"
 
 
-def confirmation_text(confirmed: Mapping[str, Any]) -> str:
-    """How a confirmation ended, or how far it is, in words."""
-    if confirmed["done"] < confirmed["runs"] or confirmed["winner"] is None:
-        return f"{confirmed['done']} of {confirmed['runs']} trainings done"
-    rows = {row["trial"]: row for row in confirmed["configurations"]}
-    winner = rows[confirmed["winner"]]
-    spread = f" ± {100 * winner['std']:.2f}" if winner["std"] is not None else ""
-    text = f"trial {winner['trial']}, {percent(winner['mean'])}{spread} over {winner['n']} seeds"
-    if confirmed["tie"]:
-        others = [str(number) for number in confirmed["tied"] if number != winner["trial"]]
+def confirmation_text(confirmed: Confirmation) -> str:
+    """How a confirmation ended, or how far it is."""
+    if confirmed.done < confirmed.runs or confirmed.winner is None:
+        return f"{confirmed.done} of {confirmed.runs} trainings done"
+    winner = next(row for row in confirmed.configurations if row.trial == confirmed.winner)
+    assert winner.mean is not None  # as it has won
+    spread = f" ± {100 * winner.std:.2f}" if winner.std is not None else ""
+    text = f"trial {winner.trial}, {percent(winner.mean)}{spread} over {winner.n} seeds"
+    if confirmed.tie:
+        others = [str(number) for number in confirmed.tied if number != winner.trial]
         text += f", a tie with trial{'s' if len(others) > 1 else ''} {', '.join(others)}, of which it is the cheapest"
-    if optimism := confirmed["optimism"]:
-        flatterer = {"knee": "its score in", "limit": "the best score within the limit in"}.get(
-            confirmed.get("chosen_by", ""), "the best score of"
+    if optimism := confirmed.optimism:
+        score = {"knee": "its score in", "limit": "the best score within the limit in"}.get(
+            confirmed.chosen_by, "the best score of"
         )
-        text += f"; {flatterer} the search flattered its configuration by {100 * optimism['difference']:+.2f} points"
+        text += f"; {score} the search flattered its configuration by {100 * optimism.difference:+.2f} points"
     return text
 
 

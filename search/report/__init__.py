@@ -17,6 +17,7 @@ from search.report.data import ReportData, collect
 from search.report.markdown import as_markdown
 from search.report.page import as_html
 from search.study import StudyRecord
+from search.summary import Summary
 
 __all__ = ["ReportData", "collect", "render", "write_report"]
 
@@ -28,7 +29,7 @@ def write_report(
     count: Budget,
     confirmation: Mapping[str, Any] | None,
     retrain: Mapping[str, Any] | None,
-    summary: Mapping[str, Any],
+    summary: Summary,
     storage_shown: str,
 ) -> list[Path]:
     """Write a study's report, at whatever point it stands.
@@ -40,7 +41,7 @@ def write_report(
         count: its budget (`search.ledger.budget.count_budget`).
         confirmation: summed up by `search.finale.confirm`; None where there is none.
         retrain: the study's attribute of that name; None before it is done.
-        summary: of `search.run.summary.summarise`.
+        summary: of the study.
         storage_shown: the storage's URL without a password.
 
     Returns:

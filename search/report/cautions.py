@@ -35,11 +35,7 @@ def cautions(data: ReportData) -> list[tuple[str, str]]:
         *_harmful_pruning(data),
         *_edges(data),
         *_too_few(data),
-        *(
-            ("As the study's summary says", text)
-            for text in data.summary.get("warnings") or ()
-            if text != FALLBACK_WARNING
-        ),
+        *(("As the study's summary says", text) for text in data.summary.warnings if text != FALLBACK_WARNING),
     ]
 
 
@@ -99,8 +95,8 @@ def _not_converged(data: ReportData) -> Iterator[tuple[str, str]]:
 
 
 def _harmful_pruning(data: ReportData) -> Iterator[tuple[str, str]]:
-    if data.audit and data.audit["harmful"]:
-        yield "Pruning looks harmful", f"The audit says: {data.audit['verdict']}."
+    if data.audit and data.audit.harmful:
+        yield "Pruning looks harmful", f"The audit says: {data.audit.verdict}."
 
 
 def _edges(data: ReportData) -> Iterator[tuple[str, str]]:

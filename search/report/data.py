@@ -13,12 +13,13 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from search.analysis.outcomes import number
-from search.analysis.pruning_audit import pruning_audit
+from search.analysis.pruning_audit import PruningAudit, pruning_audit
 from search.analysis.selection import SelectionRule, candidates, ranked, selection_rule
 from search.attributes import HOLDOUT_READS, RETRAIN_PROGRESS, START
 from search.config.objective import score
 from search.events import Budget
 from search.study import StudyRecord
+from search.summary import Summary
 
 LEAST_FOR_IMPORTANCES = 10
 """COMPLETE trials below which importances would be noise."""
@@ -39,7 +40,7 @@ class ReportData:
         reads: every read of the test images.
         importances: share of each parameter, largest first; empty where there are too few trials.
         audit: of pruning.
-        summary: of the study, as `search.run.summary` gives it.
+        summary: of the study.
         storage: without a password.
         written: when all this was collected.
     """
@@ -53,8 +54,8 @@ class ReportData:
     progress: Mapping[str, Any] | None
     reads: tuple[Mapping[str, Any], ...]
     importances: Mapping[str, float]
-    audit: Mapping[str, Any] | None
-    summary: Mapping[str, Any]
+    audit: PruningAudit | None
+    summary: Summary
     storage: str
     written: datetime.datetime
 
@@ -89,7 +90,7 @@ def collect(
     count: Budget,
     confirmation: Mapping[str, Any] | None,
     retrain: Mapping[str, Any] | None,
-    summary: Mapping[str, Any],
+    summary: Summary,
     storage_shown: str,
 ) -> ReportData:
     """Read a study for its report.
@@ -100,7 +101,7 @@ def collect(
         count: its budget (`search.ledger.budget.count_budget`).
         confirmation: summed up by `search.finale.confirm`; None where there is none.
         retrain: the study's attribute of that name; None before it is done.
-        summary: of `search.run.summary.summarise`.
+        summary: of the study.
         storage_shown: the storage's URL without a password.
     """
     attributes = study.user_attrs

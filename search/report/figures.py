@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from search.analysis.outcomes import Outcome, number, outcome, validation_curve
+from search.analysis.pruning_audit import RankCorrelation
 from search.attributes import START, WORKER, WOULD_STOP
 from search.config.objective import score
 from search.console.format import percent
@@ -378,18 +379,18 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     return figure
 
 
-def correlation_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+def correlation_figure(rows: Sequence[RankCorrelation]) -> go.Figure:
     """Rank correlation between the accuracy after each epoch and the final one."""
-    known = [row for row in rows if row["spearman"] is not None]
+    known = [(row.epoch, row.spearman) for row in rows if row.spearman is not None]
     figure = go.Figure()
     figure.add_scatter(
-        x=[row["epoch"] for row in known],
-        y=[round(row["spearman"], 4) for row in known],
+        x=[epoch for epoch, _ in known],
+        y=[round(spearman, 4) for _, spearman in known],
         mode="lines+markers",
         line={"color": LINE_COLOURS[0], "width": 1.8},
         hovertemplate="after epoch %{x}: %{y:.2f}<extra></extra>",
     )
-    lowest = min((row["spearman"] for row in known), default=0.0)
+    lowest = min((spearman for _, spearman in known), default=0.0)
     figure.update_xaxes(title_text="epoch", tickformat="d", dtick=1 if len(known) <= 15 else None)
     figure.update_yaxes(title_text="rank correlation with the end", range=[min(0.0, lowest) - 0.05, 1.05])
     return figure

@@ -84,7 +84,7 @@ def _trial_row(what: str, trial: FrozenTrial, chosen: str) -> tuple[str, ...]:
 def repetition(data: ReportData) -> Iterator[Block]:
     """Definition, command, seeds, versions and hardware."""
     record, summary, done = data.record, data.summary, data.retrain or {}
-    environment: Mapping[str, Any] = summary.get("environment") or {}
+    environment = summary.environment
     file = f"{record.name}.toml"
     words = ["python", "-m", "search", "run", "--study", file, "--name", f"{record.name}-again"]
     yield Text(f"Install commit {environment.get('commit', 'unknown')}, save the definition below as {file}, and run:")
@@ -97,7 +97,7 @@ def repetition(data: ReportData) -> Iterator[Block]:
         ("study", f"{record.name} in {data.storage}"),
         ("images", f"{record.dataset.name}: {images}"),
         ("fingerprint of images and division", record.dataset.fingerprint),
-        ("hash of space and trial length", str(summary.get("space_hash", NONE))),
+        ("hash of space and trial length", summary.space_hash),
         ("seed of the study", str(record.config.seed)),
         ("seed of the division", str(DIVISION_SEED)),
         ("seeds of the confirmation", _listed((data.confirmation or {}).get("seeds"))),

@@ -30,6 +30,7 @@ from search.report.study_figures import (
     pareto_front,
 )
 from search.report.words import NONE, counted, flops_cell, latency_cell, whole_cell
+from search.summary import Summary
 
 SHOWN_TRIALS = 10
 """The best trials, told with their parameters."""
@@ -52,7 +53,7 @@ AUDITED = "Audited: trials that the pruner wanted to stop and that were let run,
 def history(data: ReportData) -> Iterator[Block]:
     """What every trial reached, and the best of them."""
     pictures = []
-    text = AUDITED if data.audit and data.audit["audited"] else ""
+    text = AUDITED if data.audit and data.audit.audited else ""
     drawn = history_figure(data.trials)
     if drawn.data:
         pictures.append(Picture("Optimisation history", drawn, text))
@@ -63,10 +64,10 @@ def history(data: ReportData) -> Iterator[Block]:
         yield Pictures(tuple(pictures))
     else:
         yield Text("No trial has an accuracy yet." if data.trials else "No trial has begun.")
-    if known := data.summary["known_good"]:
+    if known := data.summary.known_good:
         yield Text(f"Known good configurations, {known_good_text(known)}.")
-    if told := forecast_texts(data.summary["forecast"]):
-        yield Text(f"Forecast: {'; '.join(told)}.")
+    if expected := forecast_texts(data.summary.forecast):
+        yield Text(f"Forecast: {'; '.join(expected)}.")
     if not data.complete:
         return
     best = data.complete[:SHOWN_TRIALS]
@@ -186,12 +187,15 @@ def time_spent(data: ReportData) -> Iterator[Block]:
             f"A row for each worker.{rest}",
             height=130 + max(90, 32 * min(len(workers), MOST_WORKERS)),
         )
-    told = [f"All commands together took {duration(data.summary.get('seconds') or 0.0)}"]
-    if overhead := data.summary.get("overhead"):
-        told.append(f"{100 * overhead['share']:.1f} % of the trials' time was neither training nor validation")
-    if start_up := data.summary.get("start_up"):
-        told.append(f"a worker needed {start_up['median_seconds']:.1f} s from its start to its first trial (median)")
-    yield Text(f"{'; '.join(told)}.")
+    yield Text(f"{'; '.join(_times(data.summary))}.")
+
+
+def _times(summary: Summary) -> Iterator[str]:
+    yield f"All commands together took {duration(summary.seconds)}"
+    if overhead := summary.overhead:
+        yield f"{100 * overhead.share:.1f} % of the trials' time was neither training nor validation"
+    if start_up := summary.start_up:
+        yield f"a worker needed {start_up.median_seconds:.1f} s from its start to its first trial (median)"
 
 
 def pruning(data: ReportData) -> Iterator[Block]:
@@ -206,25 +210,26 @@ def pruning(data: ReportData) -> Iterator[Block]:
             "their full length."
         )
     else:
-        yield Text(f"{_sentence(audit['verdict'])}.")
+        yield Text(f"{_sentence(audit.verdict)}.")
     rows = [
-        ("trials pruned", str(audit["pruned"])),
-        ("epochs saved", f"{audit['saved_epochs']:,} ({audit['saved_share']:.0%} of all without pruning)"),
-        ("audited: let run to their end though the pruner wanted to stop them", str(audit["audited"])),
-        (f"of these among the best {audit['top']} (false prunes)", str(len(audit["false_prunes"]))),
+        ("trials pruned", str(audit.pruned)),
+        ("epochs saved", f"{audit.saved_epochs:,} ({audit.saved_share:.0%} of all without pruning)"),
+        ("audited: let run to their end though the pruner wanted to stop them", str(audit.audited)),
+        (f"of these among the best {audit.top} (false prunes)", str(len(audit.false_prunes))),
     ]
-    if audit["rate"] is not None:
-        interval = f"{percent(audit['rate'])} ({percent(audit['low'])} to {percent(audit['high'])})"
+    if audit.rate is not None and audit.chance is not None:
+        interval = f"{percent(audit.rate.share)} ({percent(audit.rate.low)} to {percent(audit.rate.high)})"
         rows.append(("rate of false prunes, 95 % interval", interval))
-        rows.append(("the same if the pruner drew lots", percent(audit["chance"])))
+        rows.append(("the same if the pruner drew lots", percent(audit.chance)))
     yield table("Audit of pruning", ("what", "value"), rows)
-    known = [row for row in audit["correlation"] if row["spearman"] is not None]
-    if known:
-        cells = [(str(row["epoch"]), f"{row['spearman']:.2f}", str(row["n"])) for row in known]
+    cells = [
+        (str(row.epoch), f"{row.spearman:.2f}", str(row.n)) for row in audit.correlation if row.spearman is not None
+    ]
+    if cells:
         caption = "Spearman's rank correlation of accuracy after an epoch and at the end"
         text = "How well the order of trials after an epoch tells their order at the end: 1 wholly, 0 not at all."
         numbers = table(caption, ("epoch", "correlation", "trials"), cells)
-        yield Picture("What an early accuracy is worth", correlation_figure(known), text, numbers, 300)
+        yield Picture("What an early accuracy is worth", correlation_figure(audit.correlation), text, numbers, 300)
     else:
         yield Text("Too few trials to tell what an early accuracy is worth.")
 

@@ -30,12 +30,14 @@ from search.launch.local import adopt_orphans
 from search.ledger.budget import count_budget
 from search.ledger.leases import Ledger, open_ledger
 from search.report import write_report
+from search.results import Confirmation, from_json
 from search.run.stage import Publisher, complete_budget, wall_time
 from search.run.summary import summarise
 from search.storage.connect import exclusive_lock
 from search.storage.rdb import RetryingStorage
 from search.storage.url import without_password
 from search.study import StudyRecord
+from search.summary import Summary, summary_as_json
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def confirm_best(search: OpenSearch, crew: LauncherFactory, show: Show) -> dict[
     publisher.publish()
     result = confirm.confirmation(search.storage, search.study)
     assert result is not None
-    show(Note(f"confirmed: {confirmation_text(result)}"))
+    show(Note(f"confirmed: {confirmation_text(from_json(Confirmation, result))}"))
     return result
 
 
@@ -180,7 +182,7 @@ def _artifacts(study: optuna.Study, out: Path) -> Store:
     return Folder(out / "artifacts") if store is None else store.below("artifacts")
 
 
-def write_outcome(search: OpenSearch, publisher: Publisher, show: Show) -> dict[str, Any]:
+def write_outcome(search: OpenSearch, publisher: Publisher, show: Show) -> Summary:
     """Bring the dashboard, ``summary.json`` and the report up to date.
 
     Returns:
@@ -189,10 +191,11 @@ def write_outcome(search: OpenSearch, publisher: Publisher, show: Show) -> dict[
     publisher.publish()
     place = without_password(search.storage.location)
     summary = summarise(search.study, search.record, search.ledger, place)
-    write_json(search.out / "summary.json", summary)
+    content = summary_as_json(summary)
+    write_json(search.out / "summary.json", content)
     count, done = count_budget(search.ledger), search.study.user_attrs.get(RETRAIN)
     try:
-        write_report(search.out, search.study, search.record, count, summary["confirm"], done, summary, place)
+        write_report(search.out, search.study, search.record, count, content["confirm"], done, summary, place)
     except OSError as error:  # a full disk: what was found out is in the study
         show(Note(f"warning: no report: {first_line(error)}"))
     search.files.put(*(search.out / name for name in ("summary.json", "report.html", "report.md")))

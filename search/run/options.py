@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy.engine import URL
 
 from search.config.objective import CostName, Objective
+from search.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,6 @@ class RunOptions:
 class RunEnd:
     """How a run ended: its summary, the folder that holds the outputs, and whether the budget is done."""
 
-    summary: dict[str, Any]
+    summary: Summary
     out: Path
     finished: bool

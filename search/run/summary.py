@@ -1,8 +1,6 @@
-"""``summary.json`` and ``status``: a study's state in one stable shape, read from the storage alone."""
+"""A study's state, read from its storage alone: what ``summary.json``, ``status`` and the report show."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -10,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.analysis.forecast import forecast
 from search.analysis.noise import SeedNoise
 from search.analysis.outcomes import trials_overhead, workers_start_up
-from search.analysis.selection import front_of, selection_rule
+from search.analysis.selection import RuleName, front_of, selection_rule
 from search.analysis.starts import start_value
 from search.attributes import (
     ENVIRONMENT,
@@ -30,126 +28,149 @@ from search.finale.confirm import confirmation
 from search.ledger.budget import count_budget
 from search.ledger.leases import Ledger
 from search.ledger.registry import BUDGET_DONE, list_workers, read_logs, worker_name
-from search.study import FALLBACK_WARNING, StudyRecord, best_trial
+from search.results import Confirmation, RetrainProgress, RetrainResult, optional_from_json
+from search.study import FALLBACK_WARNING, DatasetRecord, StudyRecord, best_trial
+from search.summary import (
+    BestTrial,
+    DatasetSummary,
+    Front,
+    FrontPoint,
+    RunningTrial,
+    Status,
+    Summary,
+    WorkerOutput,
+    WorkerStatus,
+)
 
-RETRAIN_KEYS = (
-    "trial", "epochs", "converged", "stopped_by", "train_accuracy", "test_accuracy", "calibration_error", "parameters",
-    "flops", "latency", "seconds", "chosen_by", "limits",
-)  # fmt: skip
-"""Of a study's attribute ``retrain``, what the summary tells."""
 
-
-def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_shown: str) -> dict[str, Any]:
-    """The contract's ``summary.json``; ``storage_shown`` holds no password."""
+def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_shown: str) -> Summary:
+    """How a study stands; ``storage_shown`` is its storage without a password."""
     count = count_budget(ledger)
+    rule = selection_rule(record.config.objective, study.user_attrs)
     best = best_trial(study)
-    done = study.user_attrs.get(RETRAIN)
     trials = study.get_trials(deepcopy=False)
     workers = list_workers(ledger)
-    confirmed = confirmation(ledger.database, study)
-    wanted = selection_rule(record.config.objective, study.user_attrs)
-    return {
-        "study": record.name,
-        "objective": record.config.objective,
-        "limits": asdict(wanted.limits),
-        "dataset": {
-            "name": record.dataset.name,
-            "fingerprint": record.dataset.fingerprint,
-            "fit": record.dataset.fit,
-            "validation": record.dataset.validation,
-            "fallback": record.dataset.fallback,
-        },
-        "storage": storage_shown,
-        "budget": {name: value for name, value in asdict(count).items() if name != "infeasible"},
-        "infeasible": count.infeasible,
-        "best": best
-        and {
-            "trial": best.number,
-            "val_accuracy": score(best),
-            "params": best.params,
-            "parameters": best.user_attrs[PARAMETERS],
-            "flops": best.user_attrs[FLOPS],
-            **({"latency": best.user_attrs[LATENCY]} if LATENCY in best.user_attrs else {}),
-            "chosen_by": wanted.rule,
-        },
-        "front": wanted.cost and _front(trials, wanted.cost),
-        "confirm": confirmed,
-        "retrain": done and {key: done[key] for key in RETRAIN_KEYS if key in done},
-        "retrain_progress": study.user_attrs.get(RETRAIN_PROGRESS),
-        "holdout_reads": len(study.user_attrs.get(HOLDOUT_READS, [])),
-        "seconds": round(study.user_attrs.get(STUDY_SECONDS, 0.0), 1),
-        "trial_seconds": round(sum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials), 1),
-        "overhead": trials_overhead(trials),
-        "start_up": workers_start_up([row.start_up for row in workers if row.start_up is not None]),
-        "known_good": start_value(record.config, trials),
-        "forecast": forecast(
+    confirm = optional_from_json(Confirmation, confirmation(ledger.database, study))
+    return Summary(
+        study=record.name,
+        objective=record.config.objective,
+        limits=rule.limits,
+        dataset=_dataset(record.dataset),
+        storage=storage_shown,
+        budget=count,
+        best=None if best is None else _best(best, rule.rule),
+        front=None if rule.cost is None else _front(trials, rule.cost),
+        confirm=confirm,
+        retrain=optional_from_json(RetrainResult, study.user_attrs.get(RETRAIN)),
+        retrain_progress=optional_from_json(RetrainProgress, study.user_attrs.get(RETRAIN_PROGRESS)),
+        holdout_reads=len(study.user_attrs.get(HOLDOUT_READS, [])),
+        seconds=round(study.user_attrs.get(STUDY_SECONDS, 0.0), 1),
+        trial_seconds=round(sum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials), 1),
+        overhead=trials_overhead(trials),
+        start_up=workers_start_up([row.start_up for row in workers if row.start_up is not None]),
+        known_good=start_value(record.config, trials),
+        forecast=forecast(
             trials,
             count,
-            sum(row.state == "working" for row in workers),
-            wanted.cost is None,
-            None if confirmed is None else _noise(confirmed),
+            workers=sum(row.state == "working" for row in workers),
+            single=rule.cost is None,
+            confirmed=None if confirm is None else _noise(confirm),
         ),
-        "space_hash": study.user_attrs[SPACE_HASH],
-        "environment": study.user_attrs[ENVIRONMENT],
-        "warnings": [FALLBACK_WARNING] if record.dataset.fallback else [],
-    }
+        space_hash=study.user_attrs[SPACE_HASH],
+        environment=study.user_attrs[ENVIRONMENT],
+        warnings=(FALLBACK_WARNING,) if record.dataset.fallback else (),
+    )
 
 
-def _noise(confirmed: Mapping[str, Any]) -> SeedNoise | None:
-    """Between seeds, as a confirmation knows it."""
-    std = confirmed["noise"]
-    return None if std is None else SeedNoise(std, confirmed["noise_freedom"])
+def _dataset(dataset: DatasetRecord) -> DatasetSummary:
+    return DatasetSummary(dataset.name, dataset.fingerprint, dataset.fit, dataset.validation, dataset.fallback)
 
 
-def _front(trials: Sequence[FrozenTrial], cost: CostName) -> list[dict[str, Any]]:
-    """Trials on the front, cheapest first."""
-    return [
-        {"trial": trial.number, "val_accuracy": score(trial), cost: cost_of(trial, cost)}
+def _best(trial: FrozenTrial, rule: RuleName) -> BestTrial:
+    return BestTrial(
+        trial=trial.number,
+        val_accuracy=_accuracy(trial),
+        params=trial.params,
+        parameters=trial.user_attrs[PARAMETERS],
+        flops=trial.user_attrs[FLOPS],
+        latency=trial.user_attrs.get(LATENCY),
+        chosen_by=rule,
+    )
+
+
+def _accuracy(trial: FrozenTrial) -> float:
+    accuracy = score(trial)
+    assert accuracy is not None  # of a trial that ran to its end
+    return accuracy
+
+
+def _front(trials: Sequence[FrozenTrial], cost: CostName) -> Front:
+    points = [
+        FrontPoint(trial.number, _accuracy(trial), value)
         for trial in front_of(trials, cost)
+        if (value := cost_of(trial, cost)) is not None
     ]
+    return Front(cost, tuple(points))
 
 
-def running_trials(study: optuna.Study) -> list[dict[str, Any]]:
-    """Trials in training: number, last epoch, accuracy there, and whose they are."""
-    return [
-        {
-            "trial": trial.number,
-            "epoch": trial.last_step,
-            "accuracy": trial.intermediate_values.get(trial.last_step or 0),
-            "worker": trial.user_attrs.get(WORKER),
-        }
+def _noise(confirm: Confirmation) -> SeedNoise | None:
+    """Between seeds, as a confirmation measured it."""
+    if confirm.noise is None or confirm.noise_freedom is None:
+        return None
+    return SeedNoise(confirm.noise, confirm.noise_freedom)
+
+
+def read_status(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_shown: str, logs: bool) -> Status:
+    """How a study stands, and who works at it; ``logs`` asks for what the workers printed last."""
+    return Status(
+        running_trials=running_trials(study),
+        workers=workers_at(ledger),
+        logs=worker_logs(ledger) if logs else None,
+        summary=summarise(study, record, ledger, storage_shown),
+    )
+
+
+def running_trials(study: optuna.Study) -> tuple[RunningTrial, ...]:
+    """Trials in training."""
+    return tuple(
+        RunningTrial(
+            trial=trial.number,
+            epoch=trial.last_step,
+            accuracy=trial.intermediate_values.get(trial.last_step or 0),
+            worker=trial.user_attrs.get(WORKER),
+        )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    ]
+    )
 
 
-def workers_at(ledger: Ledger) -> list[dict[str, Any]]:
-    """Workers that have not left by themselves, and what each is at."""
-    return [
-        {
-            "worker": worker_name(row),
-            "state": row.state,
-            "device": row.device,
-            "slot": row.slot,
-            "progress": row.progress,
-            "start_up_seconds": None if row.start_up is None else round(row.start_up, 1),
-            "last_heartbeat_seconds": round(row.silent, 1),
-        }
+def workers_at(ledger: Ledger) -> tuple[WorkerStatus, ...]:
+    """Workers that have not left by themselves, and what each does."""
+    return tuple(
+        WorkerStatus(
+            worker=worker_name(row),
+            state=row.state,
+            device=row.device,
+            slot=row.slot,
+            progress=row.progress,
+            start_up_seconds=None if row.start_up is None else round(row.start_up, 1),
+            last_heartbeat_seconds=round(row.silent, 1),
+        )
         for row in list_workers(ledger)
         if row.state != "left"
-    ]
+    )
 
 
-def worker_logs(ledger: Ledger) -> list[dict[str, Any]]:
-    """What the workers printed last, but for those that left because all was done."""
-    kept = read_logs(ledger)
-    return [
-        {
-            "worker": worker_name(row),
-            "state": row.state,
-            "farewell": row.farewell,
-            "place": kept[row.id].place,
-            "lines": list(kept[row.id].lines),
-        }
+def worker_logs(ledger: Ledger) -> tuple[WorkerOutput, ...]:
+    """What the workers printed last, except those that left because all was done."""
+    logs = read_logs(ledger)
+    return tuple(
+        WorkerOutput(
+            worker=worker_name(row),
+            state=row.state,
+            farewell=row.farewell,
+            place=logs[row.id].place,
+            lines=logs[row.id].lines,
+        )
         for row in list_workers(ledger)
-        if row.farewell != BUDGET_DONE and row.id in kept
-    ]
+        if row.farewell != BUDGET_DONE and row.id in logs
+    )

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from search.analysis.forecast import expected_gain, forecast, time_left
+from search.analysis.forecast import Forecast, expected_gain, forecast, time_left
 from search.console.format import device_time_text, forecast_texts
 from search.events import Budget
 from support.command import Command
@@ -77,23 +78,23 @@ def test_a_forecast_in_words() -> None:
     trials = [trial(n, 0.6 + 0.001 * (7 * n % 20)) for n in range(20)]
     trials += [trial(20, 0.61, lr=0.01), trial(21, 0.3, state=PRUNED, seconds=3), trial(22, state=FAIL, seconds=1)]
     told = forecast(trials, count(22, 40), workers=1, single=True)
-    assert told["device_seconds"] == {"complete": 210.0, "pruned": 3.0, "failed attempt": 1.0}
+    assert told.device_seconds == {"complete": 210.0, "pruned": 3.0, "failed attempt": 1.0}
     assert device_time_text(told) == "3 min 34 s (complete 3 min 30 s, pruned 3 s, failed attempt 1 s)"
     first, second, third = forecast_texts(told)
     assert first.startswith("the search is done in about 2 min")
     assert second.startswith("50 more trials: +")
     assert third == "another seed moves a score by 0.71 points (standard deviation)"
-    json.dumps(told)
+    json.dumps(asdict(told))
 
 
 def test_a_search_with_two_objectives_has_no_single_best_to_gain() -> None:
     trials = [trial(n) for n in range(20)]
-    assert forecast(trials, count(20, 40), workers=1, single=False)["gain"] is None
+    assert forecast(trials, count(20, 40), workers=1, single=False).gain is None
 
 
 def test_nothing_is_foretold_of_an_empty_study() -> None:
     told = forecast([], count(0, 40), workers=0, single=True)
-    assert told == {"device_seconds": {}, "eta_seconds": None, "noise": None, "gain": None}
+    assert told == Forecast(device_seconds={}, eta_seconds=None, noise=None, gain=None)
     assert forecast_texts(told) == []
 
 

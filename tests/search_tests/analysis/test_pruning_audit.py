@@ -40,18 +40,19 @@ def test_there_is_nothing_to_audit_before_a_trial_has_ended(trials: list[FrozenT
 def test_a_false_prune_is_an_audited_trial_among_the_best() -> None:
     found = pruning_audit(study(100, {0: 2, 4: 3, 5: 2, 99: 2}), top=5)
     assert found is not None
-    assert (found["audited"], found["false_prunes"], found["top"]) == (4, [0, 4], 5)
-    assert found["rate"] == 0.5
-    assert found["chance"] == 0.05
+    assert (found.audited, found.false_prunes, found.top) == (4, (0, 4), 5)
+    assert found.rate is not None
+    assert found.rate.share == 0.5
+    assert found.chance == 0.05
     # The exact interval of 2 in 4, from tables.
-    assert (found["low"], found["high"]) == pytest.approx((0.0676, 0.9324), abs=1e-4)
+    assert (found.rate.low, found.rate.high) == pytest.approx((0.0676, 0.9324), abs=1e-4)
 
 
 def test_of_equals_the_earlier_is_among_the_best() -> None:
     trials = [trial(n, 0.8, **({"would_stop": 2} if n in (1, 2) else {})) for n in range(4)]
     found = pruning_audit(trials, top=2)
     assert found is not None
-    assert found["false_prunes"] == [1]
+    assert found.false_prunes == (1,)
 
 
 def test_only_trials_that_ran_to_their_end_are_audited() -> None:
@@ -62,8 +63,8 @@ def test_only_trials_that_ran_to_their_end_are_audited() -> None:
     ]
     found = pruning_audit([*study(8, {}), *stopped], top=3)
     assert found is not None
-    assert found["audited"] == 0
-    assert (found["rate"], found["low"], found["high"]) == (None, None, None)
+    assert found.audited == 0
+    assert found.rate is None
 
 
 def test_epochs_saved_are_those_that_pruned_trials_did_not_train() -> None:
@@ -77,8 +78,8 @@ def test_epochs_saved_are_those_that_pruned_trials_did_not_train() -> None:
     ]
     found = pruning_audit(trials, top=1)
     assert found is not None
-    assert (found["pruned"], found["saved_epochs"]) == (2, 5)
-    assert found["saved_share"] == pytest.approx(5 / 20)
+    assert (found.pruned, found.saved_epochs) == (2, 5)
+    assert found.saved_share == pytest.approx(5 / 20)
 
 
 def test_without_a_configuration_a_trials_length_is_the_longest_ones() -> None:
@@ -86,7 +87,7 @@ def test_without_a_configuration_a_trials_length_is_the_longest_ones() -> None:
     del stopped.user_attrs["config"]
     found = pruning_audit([trial(0), stopped], top=1)
     assert found is not None
-    assert found["saved_epochs"] == 3
+    assert found.saved_epochs == 3
 
 
 def test_correlation_is_told_for_every_epoch_before_the_last() -> None:
@@ -97,17 +98,17 @@ def test_correlation_is_told_for_every_epoch_before_the_last() -> None:
 
     found = pruning_audit([noisy(n) for n in range(6)], top=2)
     assert found is not None
-    first, second, third = found["correlation"]
-    assert (first["epoch"], first["n"]) == (1, 6)
-    assert first["spearman"] == pytest.approx(-1)
-    assert second["spearman"] == pytest.approx(1)
-    assert third["spearman"] is None  # of a constant there is none
+    first, second, third = found.correlation
+    assert (first.epoch, first.n) == (1, 6)
+    assert first.spearman == pytest.approx(-1)
+    assert second.spearman == pytest.approx(1)
+    assert third.spearman is None  # of a constant there is none
 
 
 def test_of_four_trials_no_correlation_is_told() -> None:
     found = pruning_audit(study(4, {}), top=1)
     assert found is not None
-    assert [(row["spearman"], row["n"]) for row in found["correlation"]] == [(None, 4)] * 3
+    assert [(row.spearman, row.n) for row in found.correlation] == [(None, 4)] * 3
 
 
 @pytest.mark.parametrize(
@@ -125,11 +126,11 @@ def test_of_four_trials_no_correlation_is_told() -> None:
 def test_the_verdict(audited: dict[int, int], harmful: bool | None, verdict: str) -> None:
     found = pruning_audit(study(100, audited), top=5)
     assert found is not None
-    assert found["harmful"] is harmful
-    assert found["verdict"].startswith(verdict)
+    assert found.harmful is harmful
+    assert found.verdict.startswith(verdict)
 
 
 def test_where_most_trials_are_among_the_best_nobody_can_tell() -> None:
     found = pruning_audit(study(8, dict.fromkeys(range(8), 2)), top=5)
     assert found is not None
-    assert found["harmful"] is None
+    assert found.harmful is None

@@ -20,13 +20,15 @@ from markdown_it import MarkdownIt
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.analysis.forecast import forecast
-from search.analysis.outcomes import outcome
+from search.analysis.outcomes import TrialsOverhead, outcome
+from search.analysis.selection import CostLimits
 from search.analysis.starts import start_value
 from search.config.space import parameter_distributions
 from search.config.study_file import parse_study
 from search.events import Budget
 from search.report import ReportData, collect, render, write_report
 from search.study import FALLBACK_WARNING, DatasetRecord, StudyRecord, best_trial
+from search.summary import DatasetSummary, Summary
 from support import finale
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
@@ -125,17 +127,31 @@ def budget_of(trials: list[FrozenTrial], of: StudyRecord) -> Budget:
                   count["running"], waiting)  # fmt: skip
 
 
-def summary_of(of: StudyRecord, trials: list[FrozenTrial]) -> dict[str, Any]:
-    return {
-        "seconds": 2817.0,
-        "overhead": {"share": 0.012, "median_seconds": 0.14, "trials": 40},
-        "start_up": None,
-        "known_good": start_value(of.config, trials),
-        "forecast": forecast(trials, budget_of(trials, of), workers=1, single=True),
-        "space_hash": "feedbeef",
-        "environment": {"python": "3.11.7", "torch": "2.15", "commit": "abc123def456"},
-        "warnings": [FALLBACK_WARNING] if of.dataset.fallback else [],
-    }
+def summary_of(of: StudyRecord, trials: list[FrozenTrial]) -> Summary:
+    count = budget_of(trials, of)
+    return Summary(
+        study=of.name,
+        objective=of.config.objective,
+        limits=CostLimits(),
+        dataset=DatasetSummary(of.dataset.name, of.dataset.fingerprint, 900, 100, of.dataset.fallback),
+        storage="sqlite:///studies/search.db",
+        budget=count,
+        best=None,
+        front=None,
+        confirm=None,
+        retrain=None,
+        retrain_progress=None,
+        holdout_reads=0,
+        seconds=2817.0,
+        trial_seconds=2000.0,
+        overhead=TrialsOverhead(share=0.012, median_seconds=0.14, trials=40),
+        start_up=None,
+        known_good=start_value(of.config, trials),
+        forecast=forecast(trials, count, workers=1, single=True),
+        space_hash="feedbeef",
+        environment={"python": "3.11.7", "torch": "2.15", "commit": "abc123def456"},
+        warnings=(FALLBACK_WARNING,) if of.dataset.fallback else (),
+    )
 
 
 def whole(**changes: Any) -> ReportData:
@@ -471,7 +487,7 @@ def told_by(text: str) -> ReportData:
     trials = [trial(0, worker=text, device=text, fault=text), *(trial(n) for n in range(1, 12))]
     made = finale.retrain(0, classes, device=text, latency_precision=text)
     data = collected(trials, of, finale.confirmation(trials[:2]), made, storage=text)
-    summary = {**data.summary, "warnings": [text], "environment": {"commit": text, "platform": text}}
+    summary = replace(data.summary, warnings=(text,), environment={"commit": text, "platform": text})
     return replace(data, summary=summary, reads=({"when": text, "by": text},))
 
 

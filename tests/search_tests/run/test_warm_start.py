@@ -1,6 +1,7 @@
 """Known good configurations of earlier studies, tried first."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from search.analysis.starts import start_value
+from search.analysis.starts import StartValue, start_value
 from search.config.space import check_start, fitting, parse_space
 from search.config.study_file import StudyConfig, find_study
 from search.console.format import known_good_text
@@ -117,17 +118,17 @@ def test_a_start_is_measured_against_what_was_drawn_before_the_sampler_knew_anyt
     pruned, late = trial(3, 0.9, state=PRUNED), trial(20, 0.8)
     trials = [trial(0, 0.7, start=0), trial(1, 0.6, start=1), trial(2, 0.65), pruned, late]
     found = start_value(config(), trials)
-    assert found == {
-        "tried": 2, "trial": 0, "best": 0.7, "rank": 2, "complete": 4, "drawn": 1, "drawn_best": 0.65, "helped": True,
-    }  # fmt: skip
+    assert found == StartValue(
+        tried=2, trial=0, best=0.7, rank=2, complete=4, drawn=1, drawn_best=0.65, helped=True,
+    )  # fmt: skip
     assert known_good_text(found) == (
         "tried first: the best has 70.00 %, rank 2 of 4 now; it helped: the best of 1 drawn without has 65.00 %"
     )
     repeat = config().repeat_slots[-1]  # of the known one: not drawn without it
-    assert start_value(config(), [*trials[:-1], trial(repeat, 0.71)]) == {**found, "rank": 2}
+    assert start_value(config(), [*trials[:-1], trial(repeat, 0.71)]) == replace(found, rank=2)
     worse = start_value(config(), [*trials, trial(4, 0.75)])
     assert worse is not None
-    assert worse["helped"] is False
+    assert worse.helped is False
     assert "it did not help: the best of 2 drawn without has 75.00 %" in known_good_text(worse)
 
 
@@ -136,5 +137,5 @@ def test_without_known_or_drawn_configurations_nothing_is_said_of_help() -> None
     assert start_value(config(), [trial(0, 0.7, start=0, state=RUNNING)]) is None
     alone = start_value(config(), [trial(0, 0.7, start=0), trial(30, 0.9)])
     assert alone is not None
-    assert (alone["helped"], alone["drawn_best"]) == (None, None)
+    assert (alone.helped, alone.drawn_best) == (None, None)
     assert known_good_text(alone) == "tried first: the best has 70.00 %, rank 2 of 2 now"

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import URL
 
 from benchmarks.service.growth import definition, grow
-from search.analysis.outcomes import trials_overhead
+from search.analysis.outcomes import TrialsOverhead, trials_overhead
 from search.attributes import CAUSE, FAULT, OVERHEAD
 from search.config.study_file import PrunerConfig, SamplerConfig
 from search.host.process import age
@@ -312,11 +312,9 @@ def test_the_share_of_overhead_is_that_of_all_time() -> None:
 
     assert trials_overhead([]) is None
     assert trials_overhead([trial(5, None)]) is None
-    assert trials_overhead([trial(10, 0.1), trial(30, 0.2), trial(60, 0.9), trial(5, None)]) == {
-        "share": 0.012,
-        "median_seconds": 0.2,
-        "trials": 3,
-    }
+    assert trials_overhead([trial(10, 0.1), trial(30, 0.2), trial(60, 0.9), trial(5, None)]) == TrialsOverhead(
+        share=0.012, median_seconds=0.2, trials=3
+    )
 
 
 def test_a_processs_age_is_what_the_system_says() -> None:
