@@ -1,4 +1,4 @@
-"""The commands of the finale, each for itself: words into plain options, as in `search.cli.main`, which holds them."""
+"""``search confirm``, ``retrain`` and ``report``: the parts of the finale, each by itself."""
 
 import contextlib
 import signal
@@ -28,7 +28,7 @@ from search.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from search.run.finale import OpenSearch
+    from search.run.open_search import OpenSearch
 
 
 def confirm_command(
@@ -49,19 +49,19 @@ def confirm_command(
     from search.run.finale import change_limits, confirm_best, finale_lock
 
     limits = limits_given(max_params, max_latency)
-    crew = local_launcher(
-        [str(one) for one in resolve_devices(device)],
+    launch = local_launcher(
+        [str(chosen) for chosen in resolve_devices(device)],
         count_or_auto("--workers", workers, least=0),
         count_or_auto("--workers-per-gpu", workers_per_gpu, least=1),
     )
     with (
         _search(name, storage, data_dir, out) as search,
         event_view(terminal()) as show,
-        finale_lock(search, show) as mine,
+        finale_lock(search, show) as locked,
     ):
-        if mine:
+        if locked:
             change_limits(search, limits)
-            confirm_best(search, crew, show)
+            confirm_best(search, launch, show)
     _tell_outcome(search)
 
 
@@ -85,9 +85,9 @@ def retrain_command(
     with (
         _search(name, storage, data_dir, out) as search,
         event_view(terminal()) as show,
-        finale_lock(search, show) as mine,
+        finale_lock(search, show) as locked,
     ):
-        if mine:
+        if locked:
             change_limits(search, limits)
             retrain_winner(search, chosen, max_retrain_epochs, show)
     _tell_outcome(search)
@@ -102,9 +102,10 @@ def report_command(name: Name = None, storage: Storage = None, out: Out = None) 
 
 @contextlib.contextmanager
 def _search(name: str | None, storage: str | None, data_dir: Path | None, out: Path | None) -> Iterator["OpenSearch"]:
-    """A study, opened; behind the context its summary and report are written."""
+    """A study, opened; after the context its summary and report are written."""
     from data.paths import data_folder
-    from search.run.finale import build_publisher, find_search, write_outcome
+    from search.run.finale import write_outcome
+    from search.run.open_search import find_search
     from search.storage.connect import storage_opened
 
     signal.signal(signal.SIGTERM, interrupt)
@@ -115,7 +116,7 @@ def _search(name: str | None, storage: str | None, data_dir: Path | None, out: P
             try:
                 yield search
             finally:
-                write_outcome(search, build_publisher(search, _echo), _echo)
+                write_outcome(search, _echo)
 
 
 def _echo(event: object) -> None:

@@ -1,18 +1,18 @@
-"""One stage of a run: a study whose budget a crew of workers, and whoever else comes, work off."""
+"""One stage of a run: a study whose budget is worked off by the workers that the run launches, and by any others."""
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import optuna
 
 from search.artifacts.store import Store
 from search.attributes import STUDY_SECONDS
 from search.dashboard.publish import publish
-from search.events import Budget, Note, Show, Stage, TrialFinished
+from search.events import Event, Note, Show, Stage, TrialFinished
 from search.finale.confirm import confirmation
 from search.launch.base import LauncherFactory, StudyLocation
 from search.ledger.budget import count_budget, is_open
@@ -20,6 +20,7 @@ from search.ledger.leases import Ledger
 from search.run.interrupts import interrupts_deferred
 from search.run.watch import Watcher
 from search.storage.retry import StorageLostError
+from search.storage.url import without_password
 from search.study import StudyRecord
 
 POLL_SECONDS = 1.0
@@ -29,78 +30,97 @@ PUBLISH_SECONDS = 10.0
 """How often the study's notes, pictures and graphs are brought up to date."""
 
 
+@dataclass(frozen=True)
+class StageContext:
+    """A study whose budget is to be worked off: the search itself, or its confirmation.
+
+    Attributes:
+        stage: which of the two.
+        ledger, study, record: of that study.
+        location: where workers find it.
+        artifacts: where the files go that the dashboard shows of its trials.
+    """
+
+    stage: Stage
+    ledger: Ledger
+    study: optuna.Study
+    record: StudyRecord
+    location: StudyLocation
+    artifacts: Store
+
+
+class Publisher:
+    """Brings what the dashboard shows of studies up to date, and shows each warning about that once."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def publish(self, context: StageContext, show: Show) -> None:
+        """Publish what is new in one study."""
+        count = count_budget(context.ledger)
+        database = context.ledger.database
+        warnings = publish(
+            context.study,
+            context.record,
+            count.requested,
+            count.waiting,
+            context.artifacts,
+            without_password(database.location),
+            confirmation(database, context.study),
+        )
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                show(Note(f"warning: {warning}"))
+
+
 def complete_budget(
-    ledger: Ledger,
-    study: optuna.Study,
-    crew: LauncherFactory,
-    assignment: StudyLocation,
-    stage: Stage,
-    timeout: float | None,
-    publish_now: Callable[[], None],
-    show: Show,
+    context: StageContext, launch: LauncherFactory, timeout: float | None, publisher: Publisher, show: Show
 ) -> bool:
-    """Keep the workers at work until the budget is done (then True) or the time is up."""
+    """Keep workers at a study until its budget is done or the time is up.
+
+    Args:
+        context: the study.
+        launch: launches the workers.
+        timeout: seconds; None for no limit.
+        publisher: of what the dashboard shows of the study.
+        show: gets events.
+
+    Returns:
+        whether the budget is done.
+
+    Raises:
+        UserError, RunError: no worker is left anywhere.
+        KeyboardInterrupt: interrupted; the workers have left.
+    """
+    ledger = context.ledger
     deadline = time.monotonic() + timeout if timeout is not None else None
-    launcher = crew(ledger, assignment, lambda text: show(Note(text)))
-    watcher = Watcher(ledger, study, stage)
-    published = -math.inf
+    launcher = launch(ledger, context.location, lambda text: show(Note(text)))
+    watcher = Watcher(ledger, context.study, context.stage)
+    last_published = -math.inf
     try:
         with interrupts_deferred(ledger.outage) as pause:
             while True:
-                count, rows, events = watcher.look()
-                for event in events:
+                changes = watcher.poll()
+                for event in changes.events:
                     show(event)
                 if not is_open(ledger):
                     return True
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                launcher.tend(rows, count.done, count.remaining)
-                if time.monotonic() - published > PUBLISH_SECONDS:
-                    publish_now()
-                    published = time.monotonic()
+                launcher.tend(changes.workers, changes.budget.done, changes.budget.remaining)
+                if time.monotonic() - last_published > PUBLISH_SECONDS:
+                    publisher.publish(context, show)
+                    last_published = time.monotonic()
                 pause(POLL_SECONDS)
     except KeyboardInterrupt:
-        ledger.outage.leave()  # whoever wants to go does not wait for a database that is away
+        ledger.outage.leave()  # an interrupted run does not wait for a database that is away
         raise
     finally:
         launcher.stop()
         with contextlib.suppress(StorageLostError):
-            for event in watcher.look()[2]:
+            for event in watcher.poll().events:
                 show(event)
-
-
-class Publisher:
-    """Brings notes, pictures and graphs up to date, and says once what stands in the way."""
-
-    def __init__(
-        self,
-        study: optuna.Study,
-        record: StudyRecord,
-        ledger: Ledger,
-        files: Store,
-        storage_shown: str,
-        show: Show,
-        told: set[str],
-    ) -> None:
-        self._study, self._record, self._ledger = study, record, ledger
-        self._files, self._storage_shown, self._show, self._told = files, storage_shown, show, told
-
-    def publish(self) -> None:
-        count: Budget = count_budget(self._ledger)
-        confirmed = confirmation(self._ledger.database, self._study)
-        warnings = publish(
-            self._study,
-            self._record,
-            count.requested,
-            count.waiting,
-            self._files,
-            self._storage_shown,
-            confirmed,
-        )
-        for warning in warnings:
-            if warning not in self._told:
-                self._told.add(warning)
-                self._show(Note(f"warning: {warning}"))
 
 
 @contextmanager
@@ -111,7 +131,7 @@ def wall_time(study: optuna.Study, show: Show) -> Iterator[Show]:
     def store() -> None:
         study.set_user_attr(STUDY_SECONDS, before + time.monotonic() - start)
 
-    def storing_show(event: Any) -> None:
+    def storing_show(event: Event) -> None:
         if isinstance(event, TrialFinished):
             store()
         show(event)

@@ -1,6 +1,7 @@
-"""Watching a study through its storage: what changed since the last look, whoever did it and wherever."""
+"""Watching a study through its storage: what changed since the last poll, on whichever machine it happened."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -25,28 +26,37 @@ from search.ledger.leases import Ledger
 from search.ledger.registry import WorkerRow, list_workers, worker_name
 
 
+@dataclass(frozen=True)
+class Changes:
+    """How a study stands: its budget, its workers, and what happened since the last poll, the summary first."""
+
+    budget: Budget
+    workers: list[WorkerRow]
+    events: list[Event]
+
+
 class Watcher:
-    """Turns a study's changes into events. What had ended before the first look is not told again."""
+    """Turns a study's changes into events. Trials that had ended before the watcher began give none."""
 
     def __init__(self, ledger: Ledger, study: optuna.Study, stage: Stage = "search") -> None:
         self._ledger, self._study, self._stage = ledger, study, stage
         self._reported: dict[int, int] = {}
-        """Trials under way: the last epoch that was told of."""
+        """By number of a trial under way: the last epoch that gave an event."""
         trials = study.get_trials(deepcopy=False)
         self._settled = {trial.number for trial in trials if trial.state.is_finished()}
 
-    def look(self) -> tuple[Budget, list[WorkerRow], list[Event]]:
-        """The budget, the workers, and what happened since the last look; the whole picture comes first."""
+    def poll(self) -> Changes:
+        """Read the study and its workers."""
         rows = list_workers(self._ledger)
         speeds = {row.progress["trial"]: row.progress["images_per_second"] for row in rows if row.progress}
         trials = self._study.get_trials(deepcopy=False)
         count = count_budget(self._ledger)
         best = best_so_far(self._study) if self._stage == "search" else None
-        events: list[Event] = [SearchProgress(count, best, _at_work(rows), self._stage)]
+        events: list[Event] = [SearchProgress(count, best, _busy_workers(rows), self._stage)]
         for trial in trials:
             if trial.number not in self._settled and trial.state != TrialState.WAITING:
                 events += self._changes(trial, speeds.get(trial.number))
-        return count, rows, events
+        return Changes(count, rows, events)
 
     def _changes(self, trial: FrozenTrial, speed: float | None) -> list[Event]:
         events: list[Event] = []
@@ -85,7 +95,7 @@ def _duration(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() if trial.duration else 0.0
 
 
-def _at_work(rows: Sequence[WorkerRow]) -> tuple[WorkerAt, ...]:
+def _busy_workers(rows: Sequence[WorkerRow]) -> tuple[WorkerAt, ...]:
     return tuple(
         WorkerAt(worker_name(row), row.device, row.state, row.progress["trial"] if row.progress else None)
         for row in rows
@@ -95,9 +105,9 @@ def _at_work(rows: Sequence[WorkerRow]) -> tuple[WorkerAt, ...]:
 
 def best_so_far(study: optuna.Study) -> Best | None:
     """The best COMPLETE trial, as it is shown."""
-    wanted = selection_rule_of(study)
-    trial = next(iter(candidates(study.get_trials(deepcopy=False), wanted, 1)), None)
+    rule = selection_rule_of(study)
+    trial = next(iter(candidates(study.get_trials(deepcopy=False), rule, 1)), None)
     if trial is None or (accuracy := score(trial)) is None:
         return None
-    rule = "" if wanted.rule == "accuracy" else wanted.text
-    return Best(trial.number, accuracy, trial.user_attrs[PARAMETERS], rule)
+    rule_text = "" if rule.rule == "accuracy" else rule.text
+    return Best(trial.number, accuracy, trial.user_attrs[PARAMETERS], rule_text)

@@ -664,7 +664,7 @@ def test_network_file_systems_are_known_by_the_nearest_mount(home: Path, mounts:
 def test_sqlite_on_a_network_file_system_is_warned_of_and_works(
     search: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.run.run.network_file_system", lambda _: "nfs4")
+    monkeypatch.setattr("search.run.open_search.network_file_system", lambda _: "nfs4")
     monkeypatch.setattr("search.worker.loop.network_file_system", lambda _: "nfs4")
     warning = "warning: this SQLite database lies on a network file system (nfs4), whose locks cannot be trusted"
     ended = fault_free(search("run", "--study", tiny, *DIGITS, "--trials", 1, "--no-finale"))

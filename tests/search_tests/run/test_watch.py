@@ -1,4 +1,4 @@
-"""What a watcher tells of a study."""
+"""The events that a watcher gives of a study."""
 
 from collections.abc import Iterator
 
@@ -22,9 +22,9 @@ def both(any_storage: URL) -> Iterator[tuple[Ledger, optuna.Study]]:
         yield both
 
 
-def told(watcher: Watcher) -> list[tuple[object, ...]]:
-    """The events of one look, but for the whole picture, which comes first."""
-    events: list[Event] = watcher.look()[2]
+def new_events(watcher: Watcher) -> list[tuple[object, ...]]:
+    """The events of one poll without the summary, which comes first."""
+    events: list[Event] = watcher.poll().events
     assert isinstance(events[0], SearchProgress)
     short: list[tuple[object, ...]] = []
     for event in events[1:]:
@@ -54,15 +54,15 @@ def test_events_come_in_order_and_once(both: tuple[Ledger, optuna.Study]) -> Non
     second = begun(ledger, study)
     for attempt in (first, second):
         attempt.trial.report(0.5, 2)
-    assert told(watcher) == [(1, "started"), (1, "epoch", 1), (1, "epoch", 2), (2, "started"), (2, "epoch", 2)]
-    assert told(watcher) == []
+    assert new_events(watcher) == [(1, "started"), (1, "epoch", 1), (1, "epoch", 2), (2, "started"), (2, "epoch", 2)]
+    assert new_events(watcher) == []
     second.trial.report(0.75, 3)
     finish_attempt(ledger, first, TrialState.PRUNED, None)
     finish_attempt(ledger, second, TrialState.COMPLETE, 0.75)
-    assert told(watcher) == [(1, "pruned", 0.5), (2, "epoch", 3), (2, "complete", 0.75)]
-    assert told(watcher) == []
+    assert new_events(watcher) == [(1, "pruned", 0.5), (2, "epoch", 3), (2, "complete", 0.75)]
+    assert new_events(watcher) == []
     one_attempt(ledger, study, enter(ledger), "preempted")
     one_attempt(ledger, study, enter(ledger), "infeasible")
-    assert [words for words in told(watcher) if words[1] != "epoch"] == [
+    assert [words for words in new_events(watcher) if words[1] != "epoch"] == [
         (3, "handed back", None), (4, "infeasible", None),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from data.errors import UserError
 from data.paths import data_folder
 from data.split import DIVISION_SEED, load_split
 from search import study as studies
-from search.analysis import selection as choice
+from search.analysis.selection import refuse_unmeasured
 from search.attributes import ARTIFACTS, PUBLISHED
 from search.config.objective import second_objective
 from search.config.study_file import StudyConfig, find_study
@@ -27,7 +27,7 @@ from search.study import DatasetRecord, StudyRecord
 
 
 def objective_text(config: StudyConfig) -> str:
-    """What two objectives mean for a search; empty for one."""
+    """What a search with two objectives does, in a sentence; empty for one objective."""
     if second_objective(config.objective) is None:
         return ""
     sampler = "random sampling" if config.sampler.kind == "random" else "multi-objective TPE"
@@ -37,17 +37,21 @@ def objective_text(config: StudyConfig) -> str:
     )
 
 
-def open_or_create(
+def create_or_resume(
     storage: RetryingStorage, name: str, options: RunOptions, kind: str, data_dir: Path, show: Show
 ) -> StudyRecord:
-    """The study, created or brought up to date, with its budget, and bound to these very images."""
-    found = studies.find(storage, name)
-    stored = studies.record_of(found) if found else None
-    record = _resumed(stored, options, show) if stored else _new(name, options, kind, show)
-    choice.refuse_unmeasured(options.limits, record.config.objective)
+    """The study, created or brought up to date, with its budget, and bound to these very images.
+
+    Raises:
+        UserError, DataError: the options do not fit what is stored, or the images are absent or others.
+    """
+    study = studies.find(storage, name)
+    stored = studies.record_of(study) if study else None
+    record = _resumed_record(stored, options, show) if stored else _new_record(name, options, kind, show)
+    refuse_unmeasured(options.limits, record.config.objective)
     source.prepare(record.dataset.name, data_dir, tell=lambda text: show(Note(text)))
     split = load_split(record.dataset.name, data_dir, DIVISION_SEED, torch.device("cpu"))
-    if found is None or stored is None:
+    if study is None or stored is None:
         dataset = DatasetRecord(
             name=record.dataset.name,
             fingerprint=split.fingerprint,
@@ -59,35 +63,35 @@ def open_or_create(
         record = StudyRecord(record.name, record.config, dataset)
     else:
         studies.refuse_other_data(record, split.fingerprint)
-        studies.refuse_other_reading(found)
+        studies.refuse_other_reading(study)
     if options.warm_start is not None:
         record = warm_started(storage, record, options.warm_start)
     elif stored is None and (others := offers(storage, record)):
         show(Note(f"these images were searched before: --warm-start {others[-1]} tries its best configurations first"))
-    ledger = _requested(storage, record, stored, options.artifacts)
+    ledger = _store_with_budget(storage, record, stored, options.artifacts)
     if stored is not None and (orphans := adopt_orphans(ledger)):
         workers_are = "1 worker of an earlier run is" if orphans == 1 else f"{orphans} workers of an earlier run are"
         show(Note(f"{workers_are} still at work and belong to this one now"))
     return record
 
 
-def _requested(
+def _store_with_budget(
     storage: RetryingStorage, record: StudyRecord, stored: StudyRecord | None, artifacts: str | None
 ) -> Ledger:
-    """Store the definition and the store of its artifacts, and make its budget the ledger's.
+    """Store the definition, the URL of the artifacts' store, and the budget.
 
     Raises:
-        UserError: the budget would shrink while workers are at it.
+        UserError: the budget would shrink while workers work it off.
     """
     if stored is None:
         studies.create(storage, record, environment())
         ledger, study = open_ledger(storage, record.name, record.config.workers)
     else:
         ledger, study = open_ledger(storage, record.name, record.config.workers)
-        at_work = sum(row.lives for row in list_workers(ledger))
-        if record.config.trials < stored.config.trials and at_work:
+        living = sum(row.lives for row in list_workers(ledger))
+        if record.config.trials < stored.config.trials and living:
             raise UserError(
-                f"study {record.name!r} has a budget of {stored.config.trials}, and workers ({at_work}) are working "
+                f"study {record.name!r} has a budget of {stored.config.trials}, and workers ({living}) are working "
                 f"it off; it can be lowered to {record.config.trials} once they have stopped"
             )
         studies.update(study, record.config)
@@ -99,16 +103,16 @@ def _requested(
 
 
 def default_name(options: RunOptions, kind: str) -> str:
-    """The name of a study that was given none: that of its study file."""
-    return find_study(options.study or _shipped_for(kind))[0]
+    """The name of a study if the options give none: that of its study file."""
+    return find_study(options.study or _shipped_study(kind))[0]
 
 
-def _shipped_for(kind: str) -> str:
+def _shipped_study(kind: str) -> str:
     return "cifar10" if kind == "cuda" else "cpu"
 
 
 def check_writable(out: Path) -> None:
-    """Raise `UserError` unless files can be made in the folder of outputs."""
+    """Raise `UserError` unless files can be created in the folder of outputs."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -118,41 +122,41 @@ def check_writable(out: Path) -> None:
         raise UserError(f"output folder {out} cannot be written: {error.strerror}; choose one with --out") from error
 
 
-def _new(name: str, options: RunOptions, kind: str, show: Show) -> StudyRecord:
+def _new_record(name: str, options: RunOptions, kind: str, show: Show) -> StudyRecord:
     """The record of a study that does not exist yet, its images not yet loaded."""
-    chosen, config = find_study(options.study or _shipped_for(kind))
+    definition, config = find_study(options.study or _shipped_study(kind))
     if options.study is None:
-        show(Note(f"study definition {chosen!r}, which fits {kind}; another one with --study"))
+        show(Note(f"study definition {definition!r}, which fits {kind}; another one with --study"))
     data_dir = data_folder(options.data_dir)
     dataset = source.resolve(options.dataset, data_dir, lambda text: show(Note(text)))
     fallback = options.dataset == "auto" and dataset == "digits"
-    config = _overridden(config, options)
+    config = _with_options(config, options)
     return StudyRecord(name, config, DatasetRecord(dataset, "", (), 0, 0, fallback))
 
 
-def _resumed(stored: StudyRecord, options: RunOptions, show: Show) -> StudyRecord:
-    """What is stored, with what may change changed.
+def _resumed_record(stored: StudyRecord, options: RunOptions, show: Show) -> StudyRecord:
+    """The stored record with the options' changes to what may change.
 
     Raises:
-        UserError: the command line asks for another space, another trial length or other images.
+        UserError: the options name another space, trial length, objective or other images.
     """
-    asked = options.objective
+    objective = options.objective
     if options.study is None:
         base, source_name = stored.config, "this command"
     else:
         _, base = find_study(options.study)
-        if asked is None and "objective" in base.model_fields_set:
-            asked = base.objective
-        kept = {
+        if objective is None and "objective" in base.model_fields_set:
+            objective = base.objective
+        lasting = {
             "trials": max(base.trials, stored.config.trials),
             "seed": stored.config.seed,
             "objective": stored.config.objective,
             "start": joined(stored.config.start, base.start),
         }
-        base = base.model_copy(update=kept)
+        base = base.model_copy(update=lasting)
         source_name = options.study
-    studies.refuse_other_objective(stored, asked)
-    config = _overridden(base, options)
+    studies.refuse_other_objective(stored, objective)
+    config = _with_options(base, options)
     studies.refuse_other_space(stored, config, source_name)
     if options.dataset not in ("auto", stored.dataset.name):
         raise UserError(
@@ -163,8 +167,8 @@ def _resumed(stored: StudyRecord, options: RunOptions, show: Show) -> StudyRecor
     return StudyRecord(stored.name, config, stored.dataset)
 
 
-def _overridden(config: StudyConfig, options: RunOptions) -> StudyConfig:
-    """The study file's definition with the command line's wishes."""
+def _with_options(config: StudyConfig, options: RunOptions) -> StudyConfig:
+    """A definition with the changes that the options ask for."""
     trial = config.trial
     if options.max_epochs is not None:
         trial = trial.model_copy(update={"epochs": min(trial.epochs, options.max_epochs)})
