@@ -58,14 +58,14 @@ class SleepingSeat:
     ) -> TrialResult:
         del show
         trial, epochs = attempt.trial, config.trial.epochs
-        with attempt.gathering():
+        with attempt.batched_writes():
             settings = sample(config.space, trial)
         self.note("asked", trial=trial.number, slot=attempt.lease.slot, params=trial.params)
         heart.progress = TrialProgress(trial.number, 0, epochs)
         for epoch in range(1, epochs + 1):
             with stop.interrupting():
                 time.sleep(self.seconds / epochs)
-            if heart.lost:
+            if heart.lease_lost:
                 raise LeaseLostError
             attempt.report(epoch, accuracy(settings.lr, epoch))
         self.note("slept", trial=trial.number)

@@ -60,8 +60,8 @@ def our_workers(url: URL, name: str, folder: Path, workers: int, *words: str) ->
     """Our launcher over sleeping workers; yields a function to call again until it says that all is done."""
     started = iter(range(100_000))
 
-    def spawn(team: WorkerPlan, number: int) -> "subprocess.Popen[bytes]":
-        del team
+    def spawn(plan: WorkerPlan, number: int) -> "subprocess.Popen[bytes]":
+        del plan
         more = ("--number", str(number), "--launcher", this_process().key, *words)
         return start_sleeper("ours", url, name, folder, next(started), *more)
 
@@ -73,7 +73,7 @@ def our_workers(url: URL, name: str, folder: Path, workers: int, *words: str) ->
 
     def tend() -> bool:
         count = count_budget(ledger)
-        local.tend(list_workers(ledger), count.done, count.remaining)
+        local.maintain(list_workers(ledger), count.done, count.remaining)
         return not is_open(ledger)
 
     try:

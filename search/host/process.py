@@ -30,20 +30,20 @@ class Process:
 
     Attributes:
         host: the machine's name, for people.
-        place: names the one boot and pid namespace in which ``pid`` means something: two containers of one host
+        pid_namespace: names the one boot and pid namespace in which ``pid`` means something: two containers of one host
             have two, though they may have one host name.
         pid: the process's number there.
         started: its start in kernel ticks since boot, which tells it from a later process of the same number.
     """
 
     host: str
-    place: str
+    pid_namespace: str
     pid: int
     started: str
 
     @property
     def key(self) -> str:
-        """A text that names this process within its place."""
+        """A text that names this process within its pid namespace."""
         return f"{self.pid}@{self.started}"
 
 
@@ -67,9 +67,9 @@ def pid_namespace() -> str:
         return f"unknown/{socket.gethostname()}/{os.getpid()}"
 
 
-def is_dead(place_: str, key: str) -> bool:
-    """Whether a process (its place and `Process.key`) has certainly ended; False where that cannot be known."""
-    if place_ != pid_namespace():
+def is_dead(namespace: str, key: str) -> bool:
+    """Whether a process (its pid namespace and `Process.key`) has certainly ended; False where that cannot be known."""
+    if namespace != pid_namespace():
         return False
     pid, _, started = key.partition("@")
     return bool(started) and _started(int(pid)) != started

@@ -31,7 +31,7 @@ COMPLAINT = "search: "
 class Launcher(Protocol):
     """Keeps a team of workers complete until the budget is done."""
 
-    def tend(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
+    def maintain(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
         """Start who is missing and see to who has ended.
 
         Args:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 
 from search.attributes import FAULT, IMAGES_PER_SECOND, PEAK_MEMORY, SECONDS, WORKER, Fault
 from search.ledger.leases import Ledger
-from search.ledger.registry import WorkerRow, worker_name
+from search.ledger.registry import WorkerRow
 
 MOST_PER_GPU = 4
 BUSY = 70.0
@@ -318,7 +318,7 @@ class GpuMonitor:
         phase.busy.append(sample.utilisation)
         phase.used = max(phase.used, sample.used)
         gpu.largest = max(gpu.largest, sample.used // len(there))
-        names = {worker_name(row) for row in rows if gpu_key(row.device_key) == key}
+        names = {row.name for row in rows if gpu_key(row.device_key) == key}
         return self._load(gpu, phase, sample.total, names)
 
     def _trials(self) -> list[FrozenTrial]:

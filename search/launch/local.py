@@ -92,27 +92,27 @@ def local_launcher(devices: Sequence[str], workers: int | None, per_gpu: int | N
 
     def launch(ledger: Ledger, study: StudyLocation, tell: Callable[[str], None]) -> LocalWorkers:
         words = ("--name", study.name, "--data-dir", str(study.data_dir.resolve()), "--out", str(study.out.resolve()))
-        team = WorkerPlan(
+        plan = WorkerPlan(
             chosen, threads_per_worker(len(chosen)), words, study.storage, study.out / "workers", shares_gpus
         )
-        return LocalWorkers(ledger, team, tell)
+        return LocalWorkers(ledger, plan, tell)
 
     return launch
 
 
-def spawn_worker(team: WorkerPlan, number: int) -> WorkerProcess:
+def spawn_worker(plan: WorkerPlan, number: int) -> WorkerProcess:
     """Start a worker as a process of its own session: neither Ctrl-C nor the end of this process ends it."""
-    team.logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "search", "worker", "--device", team.devices[number], *team.words]
+    plan.logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "search", "worker", "--device", plan.devices[number], *plan.words]
     environment = {
-        "OMP_NUM_THREADS": str(team.threads),  # unless the user says otherwise
+        "OMP_NUM_THREADS": str(plan.threads),  # unless the user says otherwise
         **os.environ,
-        "SEARCH_STORAGE": with_password(team.storage).render_as_string(hide_password=False),
+        "SEARCH_STORAGE": with_password(plan.storage).render_as_string(hide_password=False),
         "SEARCH_WORKER_NUMBER": str(number),
         "SEARCH_WORKER_LAUNCHER": this_process().key,
-        "SEARCH_WORKER_LOG": f"{this_process().host}:{team.log(number).resolve()}",
+        "SEARCH_WORKER_LOG": f"{this_process().host}:{plan.log(number).resolve()}",
     }
-    with team.log(number).open("ab") as log:
+    with plan.log(number).open("ab") as log:
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -123,7 +123,7 @@ class LocalWorkers:
     """The launcher of processes on this machine."""
 
     ledger: Ledger
-    team: WorkerPlan
+    plan: WorkerPlan
     tell: Callable[[str], None]
     _children: dict[int, WorkerProcess] = field(default_factory=dict)
     _rows: Sequence[WorkerRow] = ()
@@ -131,11 +131,11 @@ class LocalWorkers:
     _monitor: GpuMonitor | None = None
 
     def __post_init__(self) -> None:
-        self._roster = RestartPolicy(self.ledger, self.tell)
-        if self.team.shares_gpus:
+        self._restart_policy = RestartPolicy(self.ledger, self.tell)
+        if self.plan.shares_gpus:
             self._monitor = GpuMonitor(self.ledger, self.tell)
 
-    def tend(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
+    def maintain(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
         self._rows = rows
         for number, child in list(self._children.items()):
             status = child.poll()
@@ -149,20 +149,20 @@ class LocalWorkers:
             self._fill(rows)
 
     def _ended(self, number: int, pid: int, status: int, rows: Sequence[WorkerRow], done: int) -> None:
-        row = next((row for row in reversed(rows) if row.place == pid_namespace() and row.pid == pid), None)
+        row = next((row for row in reversed(rows) if row.pid_namespace == pid_namespace() and row.pid == pid), None)
         if row is not None and row.state != "left":
             kills, before = oom_kills(), self._memory_kills
             self._memory_kills = kills
             for_memory = status == -signal.SIGKILL and kills > before
             why = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
             mark_dead(self.ledger, row.id, "killed by the kernel, out of memory" if for_memory else why, for_memory)
-        log = self.team.log(number)
-        self._roster.ended(number, f"worker {number} (pid {pid})", status, _complaint(log), str(log), done)
+        log = self.plan.log(number)
+        self._restart_policy.ended(number, f"worker {number} (pid {pid})", status, _complaint(log), str(log), done)
 
     def _share_gpus(self, monitor: GpuMonitor, rows: Sequence[WorkerRow], remaining: int) -> None:
         """Make the team larger where what was measured at a GPU says so."""
         here = {row.number: row for row in rows if row.number is not None and is_local(row)}
-        devices = list(self.team.devices)
+        devices = list(self.plan.devices)
         # Only workers know which GPU `cuda:0` is. One that has not loaded its images yet has none.
         names = {gpu_key(row.device_key): devices[n] for n, row in here.items() if n < len(devices) and row.device}
         host = HostLoad(max(len(devices), len(here)), available_cores(), available_memory())
@@ -173,14 +173,14 @@ class LocalWorkers:
         while len(devices) in here:  # added by an earlier `run` of which this one adopted the workers
             devices.append(names.get(gpu_key(here[len(devices)].device_key), chosen))
         devices.append(chosen)
-        self.team = replace(self.team, devices=tuple(devices), threads=threads_per_worker(len(devices)))
+        self.plan = replace(self.plan, devices=tuple(devices), threads=threads_per_worker(len(devices)))
 
     def _fill(self, rows: Sequence[WorkerRow]) -> None:
         here = {row.number for row in rows if is_local(row)}
-        for number in range(len(self.team.devices)):
-            if number not in self._children and number not in here and self._roster.may_start(number):
-                self._children[number] = spawn_worker(self.team, number)
-        self._roster.refuse_none(len(self.team.devices), rows)
+        for number in range(len(self.plan.devices)):
+            if number not in self._children and number not in here and self._restart_policy.may_start(number):
+                self._children[number] = spawn_worker(self.plan, number)
+        self._restart_policy.refuse_none(len(self.plan.devices), rows)
 
     def stop(self) -> None:
         if self._monitor is not None:
@@ -197,7 +197,7 @@ class LocalWorkers:
         until = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < until and (
             any(child.poll() is None for child in self._children.values())
-            or any(not is_dead(row.place, row.process) for row in adopted)
+            or any(not is_dead(row.pid_namespace, row.process) for row in adopted)
         ):
             time.sleep(0.05)
         for child in self._children.values():
@@ -207,13 +207,13 @@ class LocalWorkers:
             _signal(row, signal.SIGKILL)
         self._children.clear()
         with contextlib.suppress(StorageLostError):
-            reap(self.ledger, anew=True)
+            reap(self.ledger, restart_grace=True)
 
 
 def is_local(row: WorkerRow) -> bool:
     """Whether a `run` started the worker as a process of this machine, and it lives."""
-    started_here = row.launcher is not None and is_key(row.launcher) and row.place == pid_namespace()
-    return row.lives and row.number is not None and started_here and not is_dead(row.place, row.process)
+    started_here = row.launcher is not None and is_key(row.launcher) and row.pid_namespace == pid_namespace()
+    return row.lives and row.number is not None and started_here and not is_dead(row.pid_namespace, row.process)
 
 
 def adopt_orphans(ledger: Ledger) -> int:
@@ -221,14 +221,14 @@ def adopt_orphans(ledger: Ledger) -> int:
     orphans = [
         row
         for row in list_workers(ledger)
-        if is_local(row) and row.launcher is not None and is_dead(row.place, row.launcher)
+        if is_local(row) and row.launcher is not None and is_dead(row.pid_namespace, row.launcher)
     ]
     adopt_workers(ledger, [row.id for row in orphans], this_process().key)
     return len(orphans)
 
 
 def _signal(row: WorkerRow, number: signal.Signals) -> None:
-    if not is_dead(row.place, row.process):
+    if not is_dead(row.pid_namespace, row.process):
         try:
             os.kill(row.pid, number)
         except ProcessLookupError:

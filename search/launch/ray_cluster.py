@@ -138,7 +138,7 @@ class Cluster:
             return False
         return True
 
-    def crew(self) -> LauncherFactory:
+    def launcher_factory(self) -> LauncherFactory:
         """Launches workers on this cluster."""
 
         def launch(ledger: Ledger, study: StudyLocation, tell: Callable[[str], None]) -> Launcher:
@@ -204,7 +204,7 @@ def cluster(
             )
         raise UserError(f"no Ray cluster at --ray-address {address}: {first_line(error)}; {way_out}") from error
     try:
-        nodes = living_nodes()
+        nodes = alive_nodes()
         if storage.drivername == "sqlite" and len({node["NodeManagerAddress"] for node in nodes}) > 1:
             raise UserError(
                 "a Ray cluster of several machines cannot share a SQLite file; give a PostgreSQL with --storage"
@@ -220,7 +220,7 @@ def _head() -> tuple[str, int]:
     return host, int(port)
 
 
-def living_nodes() -> list[dict[str, Any]]:
+def alive_nodes() -> list[dict[str, Any]]:
     """Nodes of the cluster that live, as Ray describes them.
 
     Raises:
@@ -257,9 +257,9 @@ class RayWorkers:
 
     def __post_init__(self) -> None:
         self._key = f"ray-{uuid.uuid4().hex}"
-        self._roster = RestartPolicy(self.ledger, self.tell)
+        self._restart_policy = RestartPolicy(self.ledger, self.tell)
 
-    def tend(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
+    def maintain(self, rows: Sequence[WorkerRow], done: int, remaining: int) -> None:
         if not self.cluster.is_there():
             if time.monotonic() - self._seen > GONE_SECONDS:
                 raise _gone("its head cannot be reached")
@@ -278,15 +278,15 @@ class RayWorkers:
         if own and own[-1].lives:
             mark_dead(self.ledger, own[-1].id, f"ended with status {ending.status}")
         complaint = last_line(ending.lines)
-        self._roster.ended(number, f"worker {number}", ending.status, complaint, "status --logs tells", done)
+        self._restart_policy.ended(number, f"worker {number}", ending.status, complaint, "status --logs tells", done)
 
     def _fill(self, rows: Sequence[WorkerRow]) -> None:
-        nodes = living_nodes()
+        nodes = alive_nodes()
         room = worker_capacity([node["Resources"] for node in nodes], self.cluster.share)
         wanted = room if self.cluster.workers is None else self.cluster.workers
         self._tell_size(len(nodes), room, wanted)
         for number in range(wanted):
-            if number not in self._tasks and self._roster.may_start(number):
+            if number not in self._tasks and self._restart_policy.may_start(number):
                 self._tasks[number] = self._start(number)
         surplus = len(self._tasks) - wanted
         if surplus > 0:  # the cluster has shrunk: what waits for room to start again would wait for ever
@@ -294,7 +294,7 @@ class RayWorkers:
             for number in sorted(set(self._tasks) - at_work, reverse=True)[:surplus]:
                 ray.cancel(self._tasks.pop(number), force=True)
         if wanted:
-            self._roster.refuse_none(wanted, rows)
+            self._restart_policy.refuse_none(wanted, rows)
 
     def _start(self, number: int) -> Any:
         who = {"SEARCH_WORKER_NUMBER": str(number), "SEARCH_WORKER_LAUNCHER": self._key}
@@ -320,7 +320,7 @@ class RayWorkers:
                 for ref in left:
                     ray.cancel(ref, force=True)
         with contextlib.suppress(StorageLostError):
-            reap(self.ledger, anew=True)
+            reap(self.ledger, restart_grace=True)
 
 
 def _submit(order: NodeCommand, share: WorkerResources, name: str) -> Any:
@@ -366,7 +366,7 @@ def retrain_on(
     """
     share = where.share
     if not share.gpus:  # one training by itself: all of the largest node
-        share = WorkerResources(max(node["Resources"].get("CPU", 1.0) for node in living_nodes()), 0.0)
+        share = WorkerResources(max(node["Resources"].get("CPU", 1.0) for node in alive_nodes()), 0.0)
     gpus = math.ceil(share.gpus)
     most = () if max_epochs is None else ("--max-retrain-epochs", str(max_epochs))
     best = study.out / "best"

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search.attributes import ATTEMPT, CAUSE, FAULT, SLOT, START, WORKER, Fault
 from search.ledger.leases import Lease, LeaseLostError, Ledger, close_slot, is_held, release_lease
 from search.storage.rdb import RetryingStorage
-from search.storage.tables import SLOTS
+from search.storage.tables import SLOTS, SlotState
 
 MOST_DEATHS = 10
 """So many workers that die one after another in one configuration, none of them an epoch further than the last, are
@@ -42,14 +42,14 @@ class Attempt:
     notes: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
-    def gathering(self) -> Iterator[None]:
+    def batched_writes(self) -> Iterator[None]:
         """Parameters and attributes given meanwhile are written in one transaction, and trials are read once."""
-        with self.database.gathering(self.trial_id), self.database.one_reading():
+        with self.database.batched_writes(self.trial_id), self.database.cached_reads():
             yield
 
     def should_prune(self) -> bool:
         """Whether the pruner stops this trial, by one reading of the others."""
-        with self.database.one_reading():
+        with self.database.cached_reads():
             return self.trial.should_prune()
 
     def report(self, epoch: int, accuracy: float) -> None:
@@ -70,7 +70,7 @@ class Attempt:
             LeaseLostError: somebody has ended the trial.
         """
         try:
-            with self.gathering():
+            with self.batched_writes():
                 for name, value in self.notes.items():
                     self.trial.set_user_attr(name, value)
         except UpdateFinishedTrialError as error:
@@ -78,23 +78,23 @@ class Attempt:
 
 
 def begin_attempt(
-    ledger: Ledger, study: optuna.Study, taken: Lease, given: Mapping[str, Any], about: Mapping[str, Any]
+    ledger: Ledger, study: optuna.Study, lease: Lease, given: Mapping[str, Any], about: Mapping[str, Any]
 ) -> Attempt | None:
     """Create the trial of an attempt, once every earlier attempt at its slot is over.
 
     Args:
         ledger: of the study.
         study: with the sampler for this slot.
-        taken: the lease.
+        lease: of the slot.
         given: parameters that the slot's first attempt begins with; later ones have those of the first.
         about: user attributes that the trial has from its first moment.
 
     Returns:
         the attempt, or None where the slot turned out to be done.
     """
-    earlier = end_earlier_attempts(ledger, taken) if taken.attempt > 1 else []
+    earlier = end_earlier_attempts(ledger, lease) if lease.attempt > 1 else []
     if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier):
-        close_slot(ledger, taken)
+        close_slot(ledger, lease)
         return None
     fixed = dict(given)
     errors = 0
@@ -103,20 +103,20 @@ def begin_attempt(
         errors += trial.user_attrs.get(FAULT) == Fault.ERROR
         if trial.user_attrs.get(FAULT) == Fault.ERROR and errors % MOST_ERRORS == 0:
             fixed = {}  # this configuration is broken: another one is drawn, and kept in its turn
-    known = {SLOT: taken.slot, ATTEMPT: taken.attempt, **about}
-    if taken.start is not None:
-        known[START] = taken.start
+    known = {SLOT: lease.slot, ATTEMPT: lease.attempt, **about}
+    if lease.start is not None:
+        known[START] = lease.start
     system = {"fixed_params": fixed} if fixed else {}
     template = create_trial(state=TrialState.RUNNING, user_attrs=known, system_attrs=system)
-    with _fenced(ledger, taken) as tries:
+    with _fenced(ledger, lease) as tries:
         trial_id = ledger.storage.create_new_trial(ledger.study_id, template)
     if len(tries) > 1:
-        _end_twins(ledger, taken, trial_id)
-    return Attempt(taken, optuna.Trial(study, trial_id), trial_id, ledger.database)
+        _end_twins(ledger, lease, trial_id)
+    return Attempt(lease, optuna.Trial(study, trial_id), trial_id, ledger.database)
 
 
 @contextmanager
-def _fenced(ledger: Ledger, taken: Lease) -> Iterator[list[int]]:
+def _fenced(ledger: Ledger, lease: Lease) -> Iterator[list[int]]:
     """Let a trial be created only while the lease is held, and the lease not be taken until it is created.
 
     Without this a worker that was held up between the two would create a trial that nobody ever ends, since the
@@ -125,7 +125,11 @@ def _fenced(ledger: Ledger, taken: Lease) -> Iterator[list[int]]:
     Yields:
         a list that grows with every try: after the second one the trial may have been created twice.
     """
-    held = sa.select(SLOTS.c.slot).where(is_held(ledger, taken), SLOTS.c.state == "leased").with_for_update(read=True)
+    held = (
+        sa.select(SLOTS.c.slot)
+        .where(is_held(ledger, lease), SLOTS.c.state == SlotState.LEASED)
+        .with_for_update(read=True)
+    )
 
     tries: list[int] = []
 
@@ -134,7 +138,7 @@ def _fenced(ledger: Ledger, taken: Lease) -> Iterator[list[int]]:
         if connection.scalar(held) is None:
             raise LeaseLostError
 
-    with ledger.database.checking(check):
+    with ledger.database.checked_creation(check):
         yield tries
 
 
@@ -144,18 +148,18 @@ def attempts_at(ledger: Ledger, slot: int) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.user_attrs.get(SLOT) == slot]
 
 
-def end_earlier_attempts(ledger: Ledger, taken: Lease) -> list[FrozenTrial]:
+def end_earlier_attempts(ledger: Ledger, lease: Lease) -> list[FrozenTrial]:
     """Mark what is left RUNNING of a slot's earlier attempts FAIL; every earlier attempt, as it ended."""
-    for trial in attempts_at(ledger, taken.slot):
-        if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] < taken.attempt:
-            fail_trial(ledger, trial, f"worker {trial.user_attrs.get(WORKER)}: {taken.cause or 'died'}", Fault.KILLED)
-    return [trial for trial in attempts_at(ledger, taken.slot) if trial.user_attrs[ATTEMPT] < taken.attempt]
+    for trial in attempts_at(ledger, lease.slot):
+        if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] < lease.attempt:
+            fail_trial(ledger, trial, f"worker {trial.user_attrs.get(WORKER)}: {lease.cause or 'died'}", Fault.KILLED)
+    return [trial for trial in attempts_at(ledger, lease.slot) if trial.user_attrs[ATTEMPT] < lease.attempt]
 
 
-def _end_twins(ledger: Ledger, taken: Lease, trial_id: int) -> None:
+def _end_twins(ledger: Ledger, lease: Lease, trial_id: int) -> None:
     """Mark FAIL what the same attempt created a moment ago, when the connection broke before the answer came."""
-    for trial in attempts_at(ledger, taken.slot):
-        own = trial.user_attrs[ATTEMPT] == taken.attempt and trial._trial_id != trial_id
+    for trial in attempts_at(ledger, lease.slot):
+        own = trial.user_attrs[ATTEMPT] == lease.attempt and trial._trial_id != trial_id
         if own and trial.state == TrialState.RUNNING:
             fail_trial(ledger, trial, "created twice while the database was away", Fault.LOST)
 
@@ -163,7 +167,7 @@ def _end_twins(ledger: Ledger, taken: Lease, trial_id: int) -> None:
 def fail_trial(ledger: Ledger, trial: FrozenTrial, cause: str, fault: Fault) -> None:
     """Mark a RUNNING trial FAIL, with cause and fault; one that has just ended stays as it is."""
     try:
-        with ledger.database.gathering(trial._trial_id):
+        with ledger.database.batched_writes(trial._trial_id):
             ledger.storage.set_trial_user_attr(trial._trial_id, CAUSE, cause)
             ledger.storage.set_trial_user_attr(trial._trial_id, FAULT, fault)
         ledger.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
@@ -251,12 +255,12 @@ def end_attempt(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> N
     _tell_optuna(ledger, attempt, TrialState.FAIL, None)
 
 
-def abandon_lease(ledger: Ledger, taken: Lease, cause: str) -> None:
+def abandon_lease(ledger: Ledger, lease: Lease, cause: str) -> None:
     """Hand a lease back from another thread than the one that trains: its attempt ends here, whatever it is doing."""
-    for trial in attempts_at(ledger, taken.slot):
-        if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] == taken.attempt:
+    for trial in attempts_at(ledger, lease.slot):
+        if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] == lease.attempt:
             fail_trial(ledger, trial, cause, Fault.PREEMPTED)
-    release_lease(ledger, taken)
+    release_lease(ledger, lease)
 
 
 def errors_in_a_row(ledger: Ledger) -> int:

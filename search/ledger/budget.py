@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from search.attributes import FAULT, SLOT, Fault
 from search.events import Budget
 from search.ledger.leases import Ledger, transaction
-from search.storage.tables import SLOTS
+from search.storage.tables import SLOTS, SlotState
 
 
 def request_budget(ledger: Ledger, trials: int, starts: int = 0) -> int:
@@ -36,7 +36,7 @@ def request_budget(ledger: Ledger, trials: int, starts: int = 0) -> int:
         elif trials < there:
             surplus = (
                 sa.select(SLOTS.c.slot)
-                .where(mine, SLOTS.c.state == "waiting", sa.or_(SLOTS.c.attempt == 0, _is_one_of(ended)))
+                .where(mine, SLOTS.c.state == SlotState.WAITING, sa.or_(SLOTS.c.attempt == 0, _is_one_of(ended)))
                 .order_by(SLOTS.c.slot.desc())
                 .limit(there - trials)
                 .with_for_update(skip_locked=True)
@@ -45,7 +45,7 @@ def request_budget(ledger: Ledger, trials: int, starts: int = 0) -> int:
             connection.execute(sa.delete(SLOTS).where(mine, SLOTS.c.slot.in_(numbers)))
         used = set(connection.scalars(sa.select(SLOTS.c.start).where(mine, SLOTS.c.start.is_not(None))))
         fresh = sa.select(SLOTS.c.slot).where(
-            mine, SLOTS.c.state == "waiting", SLOTS.c.attempt == 0, SLOTS.c.start.is_(None)
+            mine, SLOTS.c.state == SlotState.WAITING, SLOTS.c.attempt == 0, SLOTS.c.start.is_(None)
         )
         unused = [start for start in range(starts) if start not in used]
         fresh = fresh.order_by(SLOTS.c.slot).limit(len(unused)).with_for_update(skip_locked=True)
@@ -62,7 +62,9 @@ def _begun_and_ended(ledger: Ledger) -> tuple[set[int], list[tuple[int, int]]]:
 
     def work(connection: sa.Connection) -> list[tuple[int, int]]:
         query = sa.select(SLOTS.c.slot, SLOTS.c.attempt)
-        query = query.where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == "waiting", SLOTS.c.attempt > 0)
+        query = query.where(
+            SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == SlotState.WAITING, SLOTS.c.attempt > 0
+        )
         return [(slot, attempt) for slot, attempt in connection.execute(query)]
 
     waiting = transaction(ledger, work)  # before the trials: a slot that is begun after this has another attempt
@@ -93,7 +95,7 @@ def count_budget(ledger: Ledger) -> Budget:
         infeasible=sum(trial.user_attrs.get(FAULT) == Fault.INFEASIBLE for trial in trials),
         failed_attempts=states.count(TrialState.FAIL),
         running=states.count(TrialState.RUNNING),
-        waiting=slots.get("waiting", 0),
+        waiting=slots.get(SlotState.WAITING, 0),
     )
 
 
@@ -102,10 +104,10 @@ def open_slots(ledger: Ledger) -> tuple[int, int]:
 
     def work(connection: sa.Connection) -> tuple[int, int]:
         query = sa.select(SLOTS.c.state, sa.func.count().label("slots")).where(
-            SLOTS.c.study_id == ledger.study_id, SLOTS.c.state.in_(["waiting", "leased"])
+            SLOTS.c.study_id == ledger.study_id, SLOTS.c.state.in_([SlotState.WAITING, SlotState.LEASED])
         )
         counts = {row.state: row.slots for row in connection.execute(query.group_by(SLOTS.c.state))}
-        return counts.get("waiting", 0), counts.get("leased", 0)
+        return counts.get(SlotState.WAITING, 0), counts.get(SlotState.LEASED, 0)
 
     return transaction(ledger, work)
 

@@ -17,7 +17,7 @@ from search.host.resources import oom_kills
 from search.ledger.leases import Lease, Ledger, transaction
 from search.ledger.registry import store_last_lines
 from search.storage.retry import StorageLostError
-from search.storage.tables import SLOTS, WORKERS, now
+from search.storage.tables import SLOTS, WORKERS, DeviceClaim, SlotState, now
 
 
 @dataclass
@@ -31,7 +31,7 @@ class TrialProgress:
     images_per_second: float | None = None
 
 
-def send_heartbeat(ledger: Ledger, worker: str, taken: Lease | None, progress: TrialProgress | None) -> bool:
+def send_heartbeat(ledger: Ledger, worker: str, lease: Lease | None, progress: TrialProgress | None) -> bool:
     """One heartbeat: say that this worker lives and renew its lease.
 
     Returns:
@@ -39,9 +39,9 @@ def send_heartbeat(ledger: Ledger, worker: str, taken: Lease | None, progress: T
     """
 
     def work(connection: sa.Connection) -> bool:
-        told = asdict(progress) if progress else None
-        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(heartbeat=now(), progress=told))
-        if taken is None:
+        stored = asdict(progress) if progress else None
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(heartbeat=now(), progress=stored))
+        if lease is None:
             return True
         epoch = progress.epoch if progress else 0
         further = SLOTS.c.epochs < epoch
@@ -49,9 +49,9 @@ def send_heartbeat(ledger: Ledger, worker: str, taken: Lease | None, progress: T
             sa.update(SLOTS)
             .where(
                 SLOTS.c.study_id == ledger.study_id,
-                SLOTS.c.slot == taken.slot,
+                SLOTS.c.slot == lease.slot,
                 SLOTS.c.worker == worker,
-                SLOTS.c.state == "leased",
+                SLOTS.c.state == SlotState.LEASED,
             )
             .values(
                 expires=now() + ledger.times.lease,
@@ -78,32 +78,32 @@ class Reaped:
     leased: int
 
 
-def reap(ledger: Ledger, anew: bool = False, for_memory: bool = False) -> Reaped:
+def reap(ledger: Ledger, restart_grace: bool = False, for_memory: bool = False) -> Reaped:
     """Take leases from the dead, wherever they were.
 
     Args:
         ledger: of the study.
-        anew: this process did not see the database for a while; the workers that were suspected before may not have
-            seen it either, so they get the whole grace once more.
-        for_memory: the kernel has killed a process for want of memory since the last look.
+        restart_grace: give suspected workers the whole grace again. For a process that did not see the database for
+            a while: these workers may not have seen it either.
+        for_memory: the kernel has killed a process because memory ran out, since the last look.
     """
     neighbours = reap_local(ledger, for_memory)
-    leased = SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == "leased"
+    leased = SLOTS.c.study_id == ledger.study_id, SLOTS.c.state == SlotState.LEASED
     late = SLOTS.c.expires < now()
     count = sa.select(sa.func.count().label("leased"), sa.func.count(sa.case((late, 1))).label("late")).where(*leased)
-    (found,) = ledger.outage.persist(lambda: ledger.database.rows(count))
-    if not found.late:
-        return Reaped(tuple(neighbours), found.leased)
+    (counts,) = ledger.retry.call(lambda: ledger.database.rows(count))
+    if not counts.late:
+        return Reaped(tuple(neighbours), counts.leased)
 
     def work(connection: sa.Connection) -> list[int]:
-        unseen = sa.true() if anew else SLOTS.c.suspected.is_(None)
+        unseen = sa.true() if restart_grace else SLOTS.c.suspected.is_(None)
         connection.execute(sa.update(SLOTS).where(*leased, late, unseen).values(suspected=now()))
         gone = sa.and_(*leased, late, SLOTS.c.suspected < now() - ledger.times.grace)
         cause = f"its worker gave no sign of life for {ledger.times.lost_after:g} s"
-        taken = sa.update(SLOTS).where(gone).values(_taken_away(cause)).returning(SLOTS.c.slot)
-        return list(connection.scalars(taken))
+        revoked = sa.update(SLOTS).where(gone).values(_revoked(cause)).returning(SLOTS.c.slot)
+        return list(connection.scalars(revoked))
 
-    return Reaped((*neighbours, *transaction(ledger, work)), found.leased)
+    return Reaped((*neighbours, *transaction(ledger, work)), counts.leased)
 
 
 def reap_local(ledger: Ledger, for_memory: bool = False) -> list[int]:
@@ -111,20 +111,20 @@ def reap_local(ledger: Ledger, for_memory: bool = False) -> list[int]:
     query = sa.select(WORKERS.c.process, WORKERS.c.id).where(
         WORKERS.c.study_id == ledger.study_id, WORKERS.c.left.is_(None), WORKERS.c.place == pid_namespace()
     )
-    here = ledger.outage.persist(lambda: ledger.database.rows(query))
+    here = ledger.retry.call(lambda: ledger.database.rows(query))
     dead = {process for process in {row.process for row in here} if is_dead(pid_namespace(), process)}
     why = "its process ended without a word" + (", while the kernel was out of memory" if for_memory else "")
     return [slot for row in here if row.process in dead for slot in mark_dead(ledger, row.id, why, for_memory)]
 
 
-def mark_dead(ledger: Ledger, worker: str, farewell: str, for_memory: bool = False) -> list[int]:
+def mark_dead(ledger: Ledger, worker: str, exit_reason: str, for_memory: bool = False) -> list[int]:
     """Note that a worker's process is known to have ended, and let its slot wait again.
 
     Args:
         ledger: of the study.
         worker: its id.
-        farewell: how it ended.
-        for_memory: the kernel killed it for want of memory.
+        exit_reason: how it ended.
+        for_memory: the kernel killed it because memory ran out.
 
     Returns:
         the slot that it had, if any.
@@ -132,20 +132,22 @@ def mark_dead(ledger: Ledger, worker: str, farewell: str, for_memory: bool = Fal
 
     def work(connection: sa.Connection) -> list[int]:
         leave = sa.update(WORKERS).where(WORKERS.c.id == worker, WORKERS.c.left.is_(None))
-        left = connection.execute(leave.values(left=now(), farewell=farewell, slot=None, alone=0)).rowcount
-        taken = (
+        left = connection.execute(
+            leave.values(left=now(), farewell=exit_reason, slot=None, alone=DeviceClaim.NONE)
+        ).rowcount
+        revoked = (
             sa.update(SLOTS)
-            .where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.worker == worker, SLOTS.c.state == "leased")
-            .values(**_taken_away(farewell), memory_kills=SLOTS.c.memory_kills + int(for_memory))
+            .where(SLOTS.c.study_id == ledger.study_id, SLOTS.c.worker == worker, SLOTS.c.state == SlotState.LEASED)
+            .values(**_revoked(exit_reason), memory_kills=SLOTS.c.memory_kills + int(for_memory))
             .returning(SLOTS.c.slot)
         )
-        return list(connection.scalars(taken)) if left else []
+        return list(connection.scalars(revoked)) if left else []
 
     return transaction(ledger, work)
 
 
-def _taken_away(cause: str) -> dict[str, Any]:
-    free = {"state": "waiting", "worker": None, "expires": None, "suspected": None}
+def _revoked(cause: str) -> dict[str, Any]:
+    free = {"state": SlotState.WAITING, "worker": None, "expires": None, "suspected": None}
     return {**free, "deaths": SLOTS.c.deaths + 1, "cause": cause}
 
 
@@ -160,16 +162,16 @@ class Heartbeat:
     """Beats in a thread of its own for as long as the context lasts."""
 
     def __init__(self, ledger: Ledger, worker: str, reaped: Callable[[list[int]], None]) -> None:
-        self.taken: Lease | None = None
+        self.lease: Lease | None = None
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         """What the worker printed last."""
         self.progress: TrialProgress | None = None
-        self.lost = False
+        self.lease_lost = False
         """Whether the lease turned out to be another's. The trial asks for it after every epoch."""
         self.failure: Exception | None = None
         """What ended the beating, such as an outage that lasted too long."""
         self._ledger, self._worker, self._reaped = ledger, worker, reaped
-        self._told_lines = ""
+        self._stored_lines = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
 
@@ -181,35 +183,35 @@ class Heartbeat:
         self._stopping.set()
         self._thread.join(timeout=5)
         with contextlib.suppress(StorageLostError):
-            self._tell_lines()
+            self._store_lines()
 
-    def hold(self, taken: Lease | None) -> None:
+    def set_lease(self, lease: Lease | None) -> None:
         """Keep this lease alive from now on; None where there is none."""
-        self.taken, self.progress, self.lost = taken, None, False
+        self.lease, self.progress, self.lease_lost = lease, None, False
 
-    def _tell_lines(self) -> None:
+    def _store_lines(self) -> None:
         lines = "\n".join(self.lines.copy())
-        if lines != self._told_lines:
+        if lines != self._stored_lines:
             store_last_lines(self._ledger, self._worker, lines)
-            self._told_lines = lines
+            self._stored_lines = lines
 
     def _beat(self) -> None:
         seen, kills = -math.inf, oom_kills()
-        anew, leased = False, 0
+        restart_grace, leased = False, 0
         try:
             while not self._stopping.wait(self._ledger.times.heartbeat):
-                taken = self.taken
-                renewed = send_heartbeat(self._ledger, self._worker, taken, self.progress)
-                self._tell_lines()
-                if not renewed and taken is not None and taken is self.taken:
-                    self.lost = True
-                anew = anew or time.monotonic() - seen > self._ledger.times.lease
+                lease = self.lease
+                renewed = send_heartbeat(self._ledger, self._worker, lease, self.progress)
+                self._store_lines()
+                if not renewed and lease is not None and lease is self.lease:
+                    self.lease_lost = True
+                restart_grace = restart_grace or time.monotonic() - seen > self._ledger.times.lease
                 seen = time.monotonic()
                 before, kills = kills, oom_kills()
                 # By a few of many: if each looked at all the others, a thousand workers would look a million times.
                 if random.random() * leased < REAPERS:
-                    reaped = reap(self._ledger, anew=anew, for_memory=kills > before)
-                    anew, slots, leased = False, list(reaped.slots), reaped.leased
+                    reaped = reap(self._ledger, restart_grace=restart_grace, for_memory=kills > before)
+                    restart_grace, slots, leased = False, list(reaped.slots), reaped.leased
                 else:
                     slots = reap_local(self._ledger, for_memory=kills > before)
                 if slots:

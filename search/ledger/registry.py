@@ -9,7 +9,8 @@ A neighbour in the same machine need not wait: it sees that the process is gone.
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from search.config.study_file import WorkersConfig
 from search.host.process import Process, is_dead
 from search.ledger.leases import Ledger, is_alive, transaction
-from search.storage.tables import LOGS, SLOTS, WORKERS, now
+from search.storage.tables import LOGS, SLOTS, WORKERS, DeviceClaim, SlotState, now
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class DeviceOption:
     key: str
 
 
+class WorkerState(StrEnum):
+    """What a worker does; SILENT: it sent no heartbeat for longer than a lease, DEAD: it ended without leaving."""
+
+    IDLE = "idle"
+    WORKING = "working"
+    SILENT = "silent"
+    LEFT = "left"
+    DEAD = "dead"
+
+
 @dataclass(frozen=True)
 class WorkerRow:
     """A worker as the others see it.
@@ -43,21 +54,21 @@ class WorkerRow:
         id: of the row.
         host, device: for people; the device is empty until one is taken.
         device_key: equal for workers that share the device: a GPU's UUID.
-        process: place and key of its process.
+        pid_namespace, pid, process: of its process (`search.host.process`); ``process`` is its key.
         number, launcher: of a worker that `run` started.
         start_up: seconds from its process's creation until it began its first trial, without waiting for one.
         slot: that it has leased.
         progress: of its trial.
         silent: seconds since its last heartbeat.
-        state: ``idle``, ``working``, ``silent`` (no heartbeat for longer than a lease), ``left`` or ``dead``.
-        farewell: why it left.
+        state: as it can be known from here.
+        exit_reason: why it left.
     """
 
     id: str
     host: str
     device: str
     device_key: str
-    place: str
+    pid_namespace: str
     pid: int
     process: str
     number: int | None
@@ -66,13 +77,18 @@ class WorkerRow:
     slot: int | None
     progress: dict[str, Any] | None
     silent: float
-    state: str
-    farewell: str | None
+    state: WorkerState
+    exit_reason: str | None
 
     @property
     def lives(self) -> bool:
         """Whether it has neither left nor died, as far as is known."""
-        return self.state in ("idle", "working", "silent")
+        return self.state in (WorkerState.IDLE, WorkerState.WORKING, WorkerState.SILENT)
+
+    @property
+    def name(self) -> str:
+        """What a person calls the worker."""
+        return f"{self.host}:{self.pid}"
 
 
 def register_worker(
@@ -96,7 +112,7 @@ def register_worker(
             "id": worker,
             "study_id": ledger.study_id,
             "host": process.host,
-            "place": process.place,
+            "place": process.pid_namespace,
             "pid": process.pid,
             "process": process.key,
             "number": number,
@@ -124,8 +140,8 @@ def take_device(ledger: Ledger, worker: str, devices: Sequence[DeviceOption]) ->
         # Of all studies: they share the machine's devices.
         query = sa.select(WORKERS.c.device_key, WORKERS.c.place, WORKERS.c.process)
         query = query.where(is_alive(WORKERS, ledger.times), WORKERS.c.id != worker)
-        taken = [key for key, place, process in connection.execute(query) if not is_dead(place, process)]
-        device = min(devices, key=lambda one: taken.count(one.key))
+        used = [key for key, namespace, process in connection.execute(query) if not is_dead(namespace, process)]
+        device = min(devices, key=lambda device: used.count(device.key))
         chosen = sa.update(WORKERS).where(WORKERS.c.id == worker).values(device=device.text, device_key=device.key)
         connection.execute(chosen)
         return device
@@ -156,11 +172,11 @@ class WorkerLog:
     """What a worker has printed.
 
     Attributes:
-        place: where all of it is, for people; None where its launcher did not say.
+        location: where all of it is, for people; None if its launcher did not say.
         lines: the last ones.
     """
 
-    place: str | None
+    location: str | None
     lines: tuple[str, ...]
 
 
@@ -170,20 +186,21 @@ def read_logs(ledger: Ledger) -> dict[str, WorkerLog]:
     def work(connection: sa.Connection) -> dict[str, WorkerLog]:
         query = sa.select(LOGS.c.worker, LOGS.c.place, LOGS.c.lines).where(LOGS.c.study_id == ledger.study_id)
         return {
-            worker: WorkerLog(place, tuple(lines.splitlines())) for worker, place, lines in connection.execute(query)
+            worker: WorkerLog(location, tuple(lines.splitlines()))
+            for worker, location, lines in connection.execute(query)
         }
 
     return transaction(ledger, work)
 
 
-def unregister_worker(ledger: Ledger, worker: str, farewell: str) -> None:
+def unregister_worker(ledger: Ledger, worker: str, exit_reason: str) -> None:
     """A worker goes; a slot that it still holds waits again."""
 
     def work(connection: sa.Connection) -> None:
-        free = {"state": "waiting", "worker": None, "expires": None, "suspected": None, "cause": farewell}
-        held = sa.and_(SLOTS.c.study_id == ledger.study_id, SLOTS.c.worker == worker, SLOTS.c.state == "leased")
+        free = {"state": SlotState.WAITING, "worker": None, "expires": None, "suspected": None, "cause": exit_reason}
+        held = sa.and_(SLOTS.c.study_id == ledger.study_id, SLOTS.c.worker == worker, SLOTS.c.state == SlotState.LEASED)
         connection.execute(sa.update(SLOTS).where(held).values(free))
-        gone = {"left": now(), "farewell": farewell, "slot": None, "alone": 0}
+        gone = {"left": now(), "farewell": exit_reason, "slot": None, "alone": DeviceClaim.NONE}
         connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker, WORKERS.c.left.is_(None)).values(gone))
 
     transaction(ledger, work)
@@ -212,23 +229,37 @@ def list_workers(ledger: Ledger) -> list[WorkerRow]:
 
 def _row(row: sa.RowMapping, times: WorkersConfig) -> WorkerRow:
     if row["left"] is not None:
-        state = "left"
+        state = WorkerState.LEFT
     elif is_dead(row["place"], row["process"]) or row["silent"] > times.lost_after:
-        state = "dead"
+        state = WorkerState.DEAD
     elif row["silent"] > times.lease:
-        state = "silent"
+        state = WorkerState.SILENT
     else:
-        state = "idle" if row["slot"] is None else "working"
-    stored = [one.name for one in fields(WorkerRow) if one.name not in ("silent", "state")]
-    silent = max(0.0, float(row["silent"]))
-    return WorkerRow(**{name: row[name] for name in stored}, silent=silent, state=state)
+        state = WorkerState.IDLE if row["slot"] is None else WorkerState.WORKING
+    return WorkerRow(
+        id=row["id"],
+        host=row["host"],
+        device=row["device"],
+        device_key=row["device_key"],
+        pid_namespace=row["place"],
+        pid=row["pid"],
+        process=row["process"],
+        number=row["number"],
+        launcher=row["launcher"],
+        start_up=row["start_up"],
+        slot=row["slot"],
+        progress=row["progress"],
+        silent=max(0.0, float(row["silent"])),
+        state=state,
+        exit_reason=row["farewell"],
+    )
 
 
-def want_alone(ledger: Ledger, worker: str, wanted: int) -> None:
-    """Say that a worker waits for its device (1), has it to itself (2), or shares it again (0)."""
+def claim_device(ledger: Ledger, worker: str, claim: DeviceClaim) -> None:
+    """Store how a worker claims its device from now on."""
 
     def work(connection: sa.Connection) -> None:
-        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(alone=wanted))
+        connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker).values(alone=claim))
 
     transaction(ledger, work)
 
@@ -241,8 +272,8 @@ def others_using_device(ledger: Ledger, worker: str) -> int:
 
     def work(connection: sa.Connection) -> int:
         me, other = WORKERS.alias("me"), WORKERS.alias("other")
-        trains = sa.and_(other.c.slot.is_not(None), other.c.alone == 0)
-        goes_first = sa.and_(other.c.alone == 1, other.c.id < worker)
+        trains = sa.and_(other.c.slot.is_not(None), other.c.alone == DeviceClaim.NONE)
+        goes_first = sa.and_(other.c.alone == DeviceClaim.WAITING, other.c.id < worker)
         query = (
             sa.select(other.c.place, other.c.process)
             .join(me, me.c.device_key == other.c.device_key)
@@ -250,18 +281,13 @@ def others_using_device(ledger: Ledger, worker: str) -> int:
                 me.c.id == worker,
                 other.c.id != worker,
                 is_alive(other, ledger.times),
-                sa.or_(trains, goes_first, other.c.alone == 2),
+                sa.or_(trains, goes_first, other.c.alone == DeviceClaim.EXCLUSIVE),
             )
         )
-        return sum(not is_dead(place, process) for place, process in connection.execute(query))
+        return sum(not is_dead(namespace, process) for namespace, process in connection.execute(query))
 
     return transaction(ledger, work)
 
 
 BUDGET_DONE = "the budget is done"
-"""Farewell of a worker that was not needed any more."""
-
-
-def worker_name(row: WorkerRow) -> str:
-    """What a person calls a worker."""
-    return f"{row.host}:{row.pid}"
+"""Exit reason of a worker that was not needed any more."""

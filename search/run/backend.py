@@ -81,4 +81,4 @@ def _ray_cluster(options: RunOptions, ray: RayOptions) -> Iterator[Backend]:
         def retrain(search: OpenSearch, show: Show) -> None:
             retrain_on(nodes, search.location, options.max_retrain_epochs, lambda: retrain_progress(search), show)
 
-        yield Backend(nodes.kind, nodes.crew(), retrain, retrains_here=False)
+        yield Backend(nodes.kind, nodes.launcher_factory(), retrain, retrains_here=False)

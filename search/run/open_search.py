@@ -87,7 +87,7 @@ def opened_search(options: RunOptions, kind: str, show: Show) -> Iterator[OpenSe
         with exclusive_lock(options.storage, f"{name}.creation"):
             record = create_or_resume(storage, name, options, kind, data_dir, show)
         ledger, study = open_ledger(storage, name, record.config.workers)
-        storage.outage.tell = lambda text: show(Note(text))
+        storage.retry.tell = lambda text: show(Note(text))
         if study.user_attrs.get(FINALE) != options.finale:
             study.set_user_attr(FINALE, options.finale)
         set_limits(study, options.limits)

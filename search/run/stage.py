@@ -99,7 +99,7 @@ def complete_budget(
     watcher = Watcher(ledger, context.study, context.stage)
     last_published = -math.inf
     try:
-        with interrupts_deferred(ledger.outage) as pause:
+        with interrupts_deferred(ledger.retry) as pause:
             while True:
                 changes = watcher.poll()
                 for event in changes.events:
@@ -108,13 +108,13 @@ def complete_budget(
                     return True
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                launcher.tend(changes.workers, changes.budget.done, changes.budget.remaining)
+                launcher.maintain(changes.workers, changes.budget.done, changes.budget.remaining)
                 if time.monotonic() - last_published > PUBLISH_SECONDS:
                     publisher.publish(context, show)
                     last_published = time.monotonic()
                 pause(POLL_SECONDS)
     except KeyboardInterrupt:
-        ledger.outage.leave()  # an interrupted run does not wait for a database that is away
+        ledger.retry.leave()  # an interrupted run does not wait for a database that is away
         raise
     finally:
         launcher.stop()

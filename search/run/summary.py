@@ -27,7 +27,7 @@ from search.config.objective import CostName, cost_of, score
 from search.finale.confirm import confirmation
 from search.ledger.budget import count_budget
 from search.ledger.leases import Ledger
-from search.ledger.registry import BUDGET_DONE, list_workers, read_logs, worker_name
+from search.ledger.registry import BUDGET_DONE, list_workers, read_logs
 from search.results import Confirmation, RetrainProgress, RetrainResult, optional_from_json
 from search.study import FALLBACK_WARNING, DatasetRecord, StudyRecord, best_trial
 from search.summary import (
@@ -147,7 +147,7 @@ def workers_at(ledger: Ledger) -> tuple[WorkerStatus, ...]:
     """Workers that have not left by themselves, and what each does."""
     return tuple(
         WorkerStatus(
-            worker=worker_name(row),
+            worker=row.name,
             state=row.state,
             device=row.device,
             slot=row.slot,
@@ -165,12 +165,12 @@ def worker_logs(ledger: Ledger) -> tuple[WorkerOutput, ...]:
     logs = read_logs(ledger)
     return tuple(
         WorkerOutput(
-            worker=worker_name(row),
+            worker=row.name,
             state=row.state,
-            farewell=row.farewell,
-            place=logs[row.id].place,
+            farewell=row.exit_reason,
+            place=logs[row.id].location,
             lines=logs[row.id].lines,
         )
         for row in list_workers(ledger)
-        if row.farewell != BUDGET_DONE and row.id in logs
+        if row.exit_reason != BUDGET_DONE and row.id in logs
     )

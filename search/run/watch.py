@@ -23,7 +23,7 @@ from search.events import (
 )
 from search.ledger.budget import count_budget
 from search.ledger.leases import Ledger
-from search.ledger.registry import WorkerRow, list_workers, worker_name
+from search.ledger.registry import WorkerRow, list_workers
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _duration(trial: FrozenTrial) -> float:
 
 def _busy_workers(rows: Sequence[WorkerRow]) -> tuple[WorkerAt, ...]:
     return tuple(
-        WorkerAt(worker_name(row), row.device, row.state, row.progress["trial"] if row.progress else None)
+        WorkerAt(row.name, row.device, row.state, row.progress["trial"] if row.progress else None)
         for row in rows
         if row.lives
     )

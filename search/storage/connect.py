@@ -69,7 +69,7 @@ def open_storage(url: URL, connections: int = 5) -> RetryingStorage:
                 _begin_immediate(storage.engine)
             TABLES.create_all(storage.engine)
             if connections == 1:
-                storage.outage.turn = threading.Lock()
+                storage.retry.connection_lock = threading.Lock()
     except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
         inner = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
         cause = getattr(inner, "orig", None) or inner or error

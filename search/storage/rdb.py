@@ -157,7 +157,7 @@ class RetryingStorage(RDBStorage):
     def __init__(self, url: URL, shown: str, engine_kwargs: dict[str, Any]) -> None:
         self.location = url
         """Its URL with the password, which only `search.storage.url.without_password` makes fit to be seen."""
-        self.outage = Retry(shown)
+        self.retry = Retry(shown)
         self._creation, self._gathering, self._reading = threading.local(), threading.local(), threading.local()
         super().__init__(url.render_as_string(hide_password=False), engine_kwargs=engine_kwargs)
         # A transaction by itself: without BEGIN and COMMIT, each of which is a wait for the server. SQLite's are begun
@@ -174,7 +174,7 @@ class RetryingStorage(RDBStorage):
     def study_attribute(self, study_id: int, key: str) -> str | None:
         """The JSON text of one user attribute of a study, without reading the others."""
         query = sa.select(STUDY_USER.c.value_json).where(STUDY_USER.c.study_id == study_id, STUDY_USER.c.key == key)
-        return next((row.value_json for row in self.outage.persist(lambda: self.rows(query))), None)
+        return next((row.value_json for row in self.retry.call(lambda: self.rows(query))), None)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """As Optuna's, which reads the trial's number for its message: within a transaction that would wait for itself,
@@ -184,7 +184,7 @@ class RetryingStorage(RDBStorage):
             raise UpdateFinishedTrialError(f"trial {trial_id} has ended and cannot be changed any more")
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self.outage.persist(lambda: self._read_trial(trial_id))
+        return self.retry.call(lambda: self._read_trial(trial_id))
 
     def _read_trial(self, trial_id: int) -> FrozenTrial:
         with self._single.begin() as connection:
@@ -194,7 +194,7 @@ class RetryingStorage(RDBStorage):
         return found[0]
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self.outage.persist(lambda: self._write_step(trial_id, step, intermediate_value))
+        self.retry.call(lambda: self._write_step(trial_id, step, intermediate_value))
 
     def _write_step(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """In one statement where Optuna has three."""
@@ -218,7 +218,7 @@ class RetryingStorage(RDBStorage):
             self.check_trial_is_updatable(trial_id, self._read_trial(trial_id).state)
 
     @contextlib.contextmanager
-    def one_reading(self) -> Iterator[None]:
+    def cached_reads(self) -> Iterator[None]:
         """Let the trials of a study be read once by this thread meanwhile.
 
         A sampler or a pruner asks for them up to three times in one decision. Only what Optuna's cache asks for is
@@ -251,10 +251,10 @@ class RetryingStorage(RDBStorage):
                 found = _read(connection, reading, values)
             return found if states is None else [trial for trial in found if trial.state in states]
 
-        return self.outage.persist(read_all)
+        return self.retry.call(read_all)
 
     @contextlib.contextmanager
-    def gathering(self, trial_id: int) -> Iterator[None]:
+    def batched_writes(self, trial_id: int) -> Iterator[None]:
         """Write the parameters and attributes that this thread gives a trial meanwhile in one transaction, at the end.
 
         By themselves they are a transaction each: with six parameters and four attributes, ten in place of one. In
@@ -269,7 +269,7 @@ class RetryingStorage(RDBStorage):
         finally:
             self._gathering.now = None
             if gathered.params or gathered.user or gathered.system:
-                self.outage.persist(lambda: self._write(gathered))
+                self.retry.call(lambda: self._write(gathered))
 
     def _write(self, gathered: _Gathered) -> None:
         trials = models.TrialModel.__table__
@@ -296,14 +296,14 @@ class RetryingStorage(RDBStorage):
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         if (gathered := self._gathered(trial_id)) is None:
             plain = super().set_trial_user_attr
-            self.outage.persist(lambda: plain(trial_id, key, value))
+            self.retry.call(lambda: plain(trial_id, key, value))
         else:
             gathered.user[key] = json.dumps(value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         if (gathered := self._gathered(trial_id)) is None:
             plain = super().set_trial_system_attr
-            self.outage.persist(lambda: plain(trial_id, key, value))
+            self.retry.call(lambda: plain(trial_id, key, value))
         else:
             gathered.system[key] = json.dumps(value)
 
@@ -319,13 +319,13 @@ class RetryingStorage(RDBStorage):
         # A process's first value of a parameter is for Optuna to compare with what others have stored.
         if gathered is None or previous_distribution is None:
             plain, known = super()._set_trial_param, previous_distribution
-            self.outage.persist(lambda: plain(trial_id, param_name, param_value_internal, distribution, known))
+            self.retry.call(lambda: plain(trial_id, param_name, param_value_internal, distribution, known))
         else:
             check_distribution_compatibility(previous_distribution, distribution)
             gathered.params[param_name] = (param_value_internal, distribution_to_json(distribution))
 
     @contextlib.contextmanager
-    def checking(self, check: Callable[[sa.Connection], None]) -> Iterator[None]:
+    def checked_creation(self, check: Callable[[sa.Connection], None]) -> Iterator[None]:
         """Run a check in the transaction of every trial that this thread creates meanwhile; it may raise."""
         self._creation.check = check
         try:
@@ -375,7 +375,7 @@ def _retried(name: str) -> Callable[..., Any]:
 
     @functools.wraps(plain)
     def call(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
-        return self.outage.persist(lambda: plain(self, *args, **kwargs))
+        return self.retry.call(lambda: plain(self, *args, **kwargs))
 
     return call
 

@@ -38,9 +38,9 @@ class Retry:
         """Seconds between tries at most: well under the grace that a silent worker has."""
         self.tell: Callable[[str], None] = lambda _: None
         """Gets one line when an outage begins and one when it ends."""
-        self.turn: AbstractContextManager[Any] = contextlib.nullcontext()
+        self.connection_lock: AbstractContextManager[Any] = contextlib.nullcontext()
         """Held for as long as a call has the database; a lock lets threads share one connection."""
-        self.disturbances = 0
+        self.retries = 0
         """Calls that failed and were tried again: each may have been done twice."""
         self._shown = shown
         self._lost_since: float | None = None
@@ -52,7 +52,7 @@ class Retry:
         """Wait for the database no more: from now on the first failure is an error."""
         self._leaving = True
 
-    def persist(self, call: Callable[[], T]) -> T:
+    def call(self, call: Callable[[], T]) -> T:
         """The call's result, tried until the database gives one.
 
         Raises:
@@ -62,15 +62,15 @@ class Retry:
             return call()  # the outermost call is the transaction
         self._calls.inside = True
         try:
-            return self._persist(call)
+            return self._call(call)
         finally:
             self._calls.inside = False
 
-    def _persist(self, call: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T]) -> T:
         began, pause = self._lost_since, FIRST_PAUSE
         while True:
             try:
-                with self.turn:
+                with self.connection_lock:
                     result = call()
             except Exception as error:
                 cause = _connection_trouble(error)
@@ -88,7 +88,7 @@ class Retry:
                         f"storage {self._shown} has not answered for {away:.0f} s: {first_line(cause)}; "
                         "nothing stored is lost, and the same command goes on"
                     ) from error
-                self.disturbances += 1
+                self.retries += 1
                 # Jitter, so that many workers do not all come back in one instant.
                 self._wait(min(pause * random.uniform(0.5, 1.0), self.limit - away))
                 pause = min(2 * pause, self.longest_pause)

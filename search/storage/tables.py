@@ -1,8 +1,9 @@
-"""The ledger's own tables, beside Optuna's in the study's database.
+"""The ledger's own tables, next to Optuna's in the study's database.
 
 Times are seconds by the database's clock (`now`): the clocks of workers may differ.
 """
 
+from enum import IntEnum, StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,12 +12,29 @@ from sqlalchemy.sql.functions import FunctionElement
 
 TABLES = sa.MetaData()
 
+
+class SlotState(StrEnum):
+    """What has become of a slot; DONE: its trial is COMPLETE or PRUNED."""
+
+    WAITING = "waiting"
+    LEASED = "leased"
+    DONE = "done"
+
+
+class DeviceClaim(IntEnum):
+    """How a worker claims its device: it shares it, waits for its other workers to pause, or has it to itself."""
+
+    NONE = 0
+    WAITING = 1
+    EXCLUSIVE = 2
+
+
 SLOTS = sa.Table(
     "search_slots",
     TABLES,
     sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("state", sa.String(8), nullable=False, default="waiting"),
+    sa.Column("state", sa.String(8), nullable=False, default=SlotState.WAITING),
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("start", sa.Integer),
     sa.Column("worker", sa.String(32)),
@@ -29,16 +47,16 @@ SLOTS = sa.Table(
     sa.Column("cause", sa.Text),
     sa.Index("search_slots_by_state", "study_id", "state", "slot"),
 )
-"""One row a configuration of the budget.
+"""One row for each configuration of the budget.
 
-state: ``waiting`` for a worker, ``leased`` to one, ``done`` (its trial is COMPLETE or PRUNED).
+state: a `SlotState`.
 attempt: counts the leases; with ``worker`` it is what fences off a worker that lost its lease.
 start: index of the known good configuration that this slot begins with.
 worker, expires: who holds the lease, and until when unless renewed.
 suspected: when somebody first saw the lease expired. It is taken away only a grace later, so that after an outage
     of the database every worker that lives can renew first.
 errors, deaths: attempts that ended in an exception; workers that died in mid-attempt without one more epoch.
-memory_kills: workers that the kernel killed for want of memory.
+memory_kills: workers that the kernel killed because memory ran out.
 epochs: the most epochs that any attempt has finished.
 cause: why the last lease was taken away.
 """
@@ -56,7 +74,7 @@ WORKERS = sa.Table(
     sa.Column("launcher", sa.String(64)),
     sa.Column("device", sa.String(255), nullable=False),
     sa.Column("device_key", sa.String(255), nullable=False, index=True),
-    sa.Column("alone", sa.Integer, nullable=False, default=0),
+    sa.Column("alone", sa.Integer, nullable=False, default=DeviceClaim.NONE),
     sa.Column("began", sa.Double, nullable=False),
     sa.Column("start_up", sa.Double),
     sa.Column("heartbeat", sa.Double, nullable=False),
@@ -65,15 +83,16 @@ WORKERS = sa.Table(
     sa.Column("left", sa.Double),
     sa.Column("farewell", sa.Text),
 )
-"""One row a worker process.
+"""One row for each worker process.
 
-place, pid, process: which process it is (`search.host.process`), so that a neighbour can tell whether it lives.
+place, pid, process: which process it is (`search.host.process`), so that a neighbour can tell whether it lives;
+    the place is the pid namespace.
 number, launcher: of a worker that `run` started.
 device_key: equal for workers that share a device.
-alone: 1 while it waits for the device's other workers to pause, 2 while it has the device to itself.
+alone: its `DeviceClaim`.
 start_up: seconds from its process's creation until it began its first trial.
 progress: of its trial: number, epoch, epochs, accuracy, images_per_second.
-left, farewell: when and why it went; a worker that died without a word never says so.
+left, farewell: when and why it left; a worker that died without a word never says so.
 """
 
 LOGS = sa.Table(
@@ -84,10 +103,10 @@ LOGS = sa.Table(
     sa.Column("place", sa.Text),
     sa.Column("lines", sa.Text, nullable=False, default=""),
 )
-"""One row a worker process, beside its row in ``search_workers``, which every heartbeat writes anew.
+"""One row for each worker process. Not in ``search_workers``, whose rows every heartbeat writes.
 
-place: where all that it prints is, as its launcher says; null where nobody did.
-lines: the last ones, also of a worker whose machine is no more.
+place: where everything it prints is, as its launcher says; null if no launcher said.
+lines: the last ones, which outlive the worker's machine.
 """
 
 

@@ -47,17 +47,18 @@ from search.ledger.heartbeat import Heartbeat
 from search.ledger.leases import Lease, LeaseLostError, Ledger, lease_again, lease_slot, open_ledger
 from search.ledger.registry import (
     BUDGET_DONE,
+    claim_device,
     others_using_device,
     register_worker,
     store_start_up,
     unregister_worker,
-    want_alone,
 )
 from search.samplers.pruner import build_pruner
 from search.samplers.slots import build_sampler, given_parameters
 from search.storage.connect import storage_opened
 from search.storage.rdb import RetryingStorage
 from search.storage.retry import StorageLostError
+from search.storage.tables import DeviceClaim
 from search.storage.url import NETWORK_WARNING, network_file_system
 from search.worker.overhead import OverheadTimer
 from search.worker.runner import OpenRunner, TrialRunner, WorkerOptions
@@ -124,20 +125,20 @@ def _work_at(
     if kind := network_file_system(options.storage):
         show(Note(f"warning: {NETWORK_WARNING.format(kind=kind)}"))
     ledger, study = open_ledger(storage, record.name, record.config.workers)
-    ledger.outage.tell = lambda text: show(Note(text))
-    stop.hurry(ledger.outage)
+    ledger.retry.tell = lambda text: show(Note(text))
+    stop.hurry(ledger.retry)
     worker = register_worker(ledger, this_process(), options.number, options.launcher, options.log)
-    farewell = BUDGET_DONE
+    exit_reason = BUDGET_DONE
     try:
         with Heartbeat(ledger, worker, lambda slots: show(Note(_wait_again(slots)))) as heart:
             show = _kept(show, heart.lines)
-            stop.last_resort = lambda cause: _abandon(ledger, worker, heart.taken, cause)
+            stop.last_resort = lambda cause: _abandon(ledger, worker, heart.lease, cause)
             return _work(ledger, study, worker, heart, options, show, stop, take_seat)
     except BaseException as error:
-        farewell = first_line(error)
+        exit_reason = first_line(error)
         raise
     finally:
-        _leave(ledger, worker, farewell)
+        _leave(ledger, worker, exit_reason)
 
 
 def _kept(show: Show, lines: deque[str]) -> Show:
@@ -165,9 +166,9 @@ def _abandon(ledger: Ledger, worker: str, taken: Lease | None, cause: str) -> No
         unregister_worker(ledger, worker, cause)
 
 
-def _leave(ledger: Ledger, worker: str, farewell: str) -> None:
+def _leave(ledger: Ledger, worker: str, exit_reason: str) -> None:
     with contextlib.suppress(StorageLostError):  # then the others see by its silence that it is gone
-        unregister_worker(ledger, worker, farewell)
+        unregister_worker(ledger, worker, exit_reason)
 
 
 @dataclass(frozen=True)
@@ -207,13 +208,13 @@ def _work(
                 break
             watch.nap(POLL_SECONDS / 10)  # it waits, but for others: they have the device to themselves
             continue
-        heart.hold(taken)
+        heart.set_lease(taken)
         try:
             done += _one_configuration(desk, taken)
         except (LeaseLostError, UpdateFinishedTrialError):
             show(Note(f"slot {taken.slot} went to another worker while this one was cut off; its result is dropped"))
         finally:
-            heart.hold(None)
+            heart.set_lease(None)
     return done
 
 
@@ -259,7 +260,7 @@ def _one_configuration(desk: WorkerContext, taken: Lease) -> bool:
         again = lease_again(desk.ledger, taken)
         if again is None:
             raise LeaseLostError
-        desk.heart.hold(again)
+        desk.heart.set_lease(again)
         return _last_try_alone(desk, config, again)
 
 
@@ -358,18 +359,18 @@ def _seconds(attempt: Attempt) -> float:
 def _exclusive_device(desk: WorkerContext) -> Iterator[None]:
     """Have the device to oneself: its other workers finish what they have and take nothing new."""
     ledger, worker = desk.ledger, desk.seat.worker
-    want_alone(ledger, worker, 1)
+    claim_device(ledger, worker, DeviceClaim.WAITING)
     try:
         clear = 0
         while clear < 2:  # twice: a neighbour may have looked just before this wish was written
             desk.stop.check()
             clear = 0 if others_using_device(ledger, worker) else clear + 1
             time.sleep(POLL_SECONDS / 4)
-        want_alone(ledger, worker, 2)
+        claim_device(ledger, worker, DeviceClaim.EXCLUSIVE)
         gc.collect()
         yield
     finally:
-        want_alone(ledger, worker, 0)
+        claim_device(ledger, worker, DeviceClaim.NONE)
 
 
 def _check_code(study: optuna.Study, show: Show) -> None:

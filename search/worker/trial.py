@@ -67,7 +67,7 @@ def run_attempt(
     """
     trial, device = attempt.trial, split.fit_images.device
     with _measured(attempt, device):
-        with attempt.gathering():
+        with attempt.batched_writes():
             settings = sample(config.space, trial)
             seed = trial_seed(config, attempt.lease.slot, attempt.lease.start)
             chosen = trial_config(settings, config.trial.epochs, seed, classes=len(split.classes))
@@ -148,7 +148,7 @@ def _train(
         trained += result.seconds
         # Before the report, also of the last epoch: a database that is away must not cost an epoch.
         checkpoints.save(network, state, {"identity": identity, "curve": [done.row() for done in curve]})
-        if heart.lost:
+        if heart.lease_lost:
             raise LeaseLostError
         pruned = stop_here(result)
         show(EpochFinished(trial.number, result.epoch, epochs, result.validation_accuracy, result.images_per_second))

@@ -90,21 +90,21 @@ def tiny(home: Path) -> Path:
 class ThreadChild:
     """A worker in a thread of this process, in place of a process: torch need not be imported again for every test."""
 
-    def __init__(self, team: WorkerPlan, number: int) -> None:
+    def __init__(self, plan: WorkerPlan, number: int) -> None:
         self.pid = os.getpid()
         self._status: int | None = None
         self._stop = StopRequest()
-        words = dict(zip(team.words[::2], team.words[1::2], strict=True))
+        words = dict(zip(plan.words[::2], plan.words[1::2], strict=True))
         self._options = WorkerOptions(
-            storage=team.storage,
+            storage=plan.storage,
             name=words["--name"],
-            device=team.devices[number],
+            device=plan.devices[number],
             data_dir=Path(words["--data-dir"]),
             out=Path(words["--out"]),
             number=number,
             launcher=this_process().key,
         )
-        self._log = team.log(number)
+        self._log = plan.log(number)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         threading.Thread(target=self._run, daemon=True).start()
 

@@ -68,7 +68,7 @@ def started(ledger: Ledger, study: optuna.Study, worker: str) -> Attempt:
 
 def draw(attempt: Attempt) -> None:
     """Take the two parameters of these tests."""
-    with attempt.gathering():
+    with attempt.batched_writes():
         attempt.trial.suggest_float("lr", 1e-4, 1.0, log=True)
         attempt.trial.suggest_int("blocks", 1, 10_000)
 

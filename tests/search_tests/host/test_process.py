@@ -31,8 +31,8 @@ def test_a_process_lives_then_is_a_zombie_then_gone() -> None:
 
 def test_a_number_that_was_given_out_again_is_another_process() -> None:
     me = this_process()
-    assert not is_dead(me.place, me.key)
-    assert is_dead(me.place, f"{me.pid}@1")
+    assert not is_dead(me.pid_namespace, me.key)
+    assert is_dead(me.pid_namespace, f"{me.pid}@1")
 
 
 def test_nothing_is_known_of_processes_elsewhere() -> None:
@@ -45,9 +45,9 @@ def test_where_the_kernel_does_not_say_nobody_is_taken_for_dead(monkeypatch: pyt
     pid_namespace.cache_clear()
     try:
         me = this_process()
-        assert me.place.startswith("unknown/")
-        assert not is_dead(me.place, me.key)
-        assert not is_dead(me.place.rpartition("/")[0] + "/1", "1@")
+        assert me.pid_namespace.startswith("unknown/")
+        assert not is_dead(me.pid_namespace, me.key)
+        assert not is_dead(me.pid_namespace.rpartition("/")[0] + "/1", "1@")
     finally:
         pid_namespace.cache_clear()
 
@@ -104,7 +104,7 @@ def test_who_is_asked_to_go_waits_for_no_database(stop: StopRequest) -> None:
         raise sa.exc.OperationalError("select", {}, Exception("away"))
 
     with pytest.raises(StorageLostError):
-        outage.persist(fail)
+        outage.call(fail)
 
 
 def test_kills_for_memory_are_counted_where_somebody_counts(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from search.launch.local import LocalWorkers, WorkerPlan, local_launcher
 from search.ledger.attempts import Attempt, begin_attempt, finish_attempt
 from search.ledger.budget import request_budget
 from search.ledger.leases import Ledger, lease_slot
-from search.ledger.registry import DeviceOption, list_workers, register_worker, take_device, worker_name
+from search.ledger.registry import DeviceOption, list_workers, register_worker, take_device
 from search.run.options import RunOptions
 from search.storage.url import storage_url
 from support.bench import draw, opened_ledger
@@ -290,9 +290,9 @@ class Machine:
         self.told: list[str] = []
         self.started: list[int] = []
         self.attempts: dict[str, Attempt] = {}
-        self.local = LocalWorkers(ledger, self.team(), self.told.append)
+        self.local = LocalWorkers(ledger, self.plan(), self.told.append)
 
-    def team(self) -> WorkerPlan:
+    def plan(self) -> WorkerPlan:
         return WorkerPlan(("cuda:0",), 1, (), storage_url("sqlite:///gpus.db"), Path("logs"), shares_gpus=True)
 
     def shows(self, utilisation: object, used_gib: float, uuid: str = f"GPU-{UUID}") -> None:
@@ -306,7 +306,7 @@ class Machine:
     def _begin(self, worker: str) -> None:
         taken = lease_slot(self.ledger, worker)
         assert taken is not None
-        name = worker_name(next(row for row in list_workers(self.ledger) if row.id == worker))
+        name = next(row for row in list_workers(self.ledger) if row.id == worker).name
         attempt = begin_attempt(self.ledger, self.study, taken, {}, {WORKER: name})
         assert attempt is not None
         draw(attempt)
@@ -328,7 +328,7 @@ class Machine:
         until = time.monotonic() + 20
         while not done():
             assert time.monotonic() < until, self.told
-            self.local.tend(list_workers(self.ledger), 0, remaining)
+            self.local.maintain(list_workers(self.ledger), 0, remaining)
             time.sleep(0.005)
 
     def tend_until_told(self, count: int) -> None:
@@ -360,8 +360,8 @@ def machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
         request_budget(ledger, 60)
         machine = Machine(ledger, study, home)
 
-        def spawn(team: WorkerPlan, number: int) -> FakeChild:
-            assert team.devices[number] == "cuda:0"
+        def spawn(plan: WorkerPlan, number: int) -> FakeChild:
+            assert plan.devices[number] == "cuda:0"
             machine.started.append(number)
             return FakeChild()
 
@@ -379,7 +379,7 @@ def test_an_idle_gpu_gets_a_second_worker_and_a_third_where_that_paid(machine: M
     machine.train(4)
     machine.tend(lambda: machine.started == [0, 1])
     assert machine.told == ["cuda:0: 41 % busy, 9 of 80 GiB used: a second worker starts"]
-    assert machine.local.team.threads == 16
+    assert machine.local.plan.threads == 16
     machine.shows(55, 17.5)
     machine.tend(lambda: machine.folder.joinpath("calls").read_text().count("x") > 30)
     assert machine.started == [0, 1]  # until the second one trains too, nothing is decided
@@ -436,7 +436,7 @@ def test_without_nvidia_smi_there_is_one_worker_and_one_note(machine: Machine, m
     machine.tend_until_told(1)
     machine.train(4)
     for _ in range(20):
-        machine.local.tend(list_workers(machine.ledger), 0, 60)
+        machine.local.maintain(list_workers(machine.ledger), 0, 60)
     assert machine.started == [0]
     text = "nvidia-smi cannot be run (No such file or directory), so no further worker will share a GPU"
     assert machine.told == [f"{text}; --workers-per-gpu sets a number"]
@@ -459,7 +459,7 @@ def test_workers_that_an_earlier_run_added_are_counted(machine: Machine) -> None
     machine.sees_all_train()
     machine.train(4)
     machine.tend(lambda: machine.started == [0, 2])
-    assert machine.local.team.devices == ("cuda:0",) * 3
+    assert machine.local.plan.devices == ("cuda:0",) * 3
 
 
 def test_at_the_end_of_the_budget_nobody_is_added(machine: Machine) -> None:
@@ -488,12 +488,12 @@ def test_only_gpus_are_shared_by_measurement_and_only_where_no_number_is_given(
     home: Path, device: str, workers: int | None, per_gpu: int | None, devices: tuple[str, ...] | None, shares: bool
 ) -> None:
     storage = storage_url("sqlite:///x.db")
-    crew = local_launcher(["cuda:0" if device == "cuda" else "cpu"], workers, per_gpu)
+    start_launcher = local_launcher(["cuda:0" if device == "cuda" else "cpu"], workers, per_gpu)
     with opened_ledger(storage) as (ledger, _):
-        local = crew(ledger, StudyLocation(storage, "x", Path("data"), Path("out")), print)
+        local = start_launcher(ledger, StudyLocation(storage, "x", Path("data"), Path("out")), print)
         assert isinstance(local, LocalWorkers)
-        assert local.team.shares_gpus is shares
-        assert devices is None or local.team.devices == devices
+        assert local.plan.shares_gpus is shares
+        assert devices is None or local.plan.devices == devices
         assert (local._monitor is not None) is shares
 
 

@@ -53,8 +53,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[FakeChild]:
     """All children, in the order in which they were started."""
     started: list[FakeChild] = []
 
-    def spawn(team: WorkerPlan, number: int) -> FakeChild:
-        team.logs.mkdir(exist_ok=True)
+    def spawn(plan: WorkerPlan, number: int) -> FakeChild:
+        plan.logs.mkdir(exist_ok=True)
         started.append(FakeChild())
         return started[-1]
 
@@ -64,12 +64,12 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[FakeChild]:
 
 def make_local(ledger: Ledger, devices: tuple[str, ...] = ("cpu",)) -> tuple[LocalWorkers, list[str]]:
     told: list[str] = []
-    team = WorkerPlan(devices, 1, (), storage_url("sqlite:///launch.db"), Path("logs"))
-    return LocalWorkers(ledger, team, told.append), told
+    plan = WorkerPlan(devices, 1, (), storage_url("sqlite:///launch.db"), Path("logs"))
+    return LocalWorkers(ledger, plan, told.append), told
 
 
 def tend(local: LocalWorkers, done: int = 0, remaining: int = 3) -> None:
-    local.tend(list_workers(local.ledger), done, remaining)
+    local.maintain(list_workers(local.ledger), done, remaining)
 
 
 def enter_child(ledger: Ledger, child: FakeChild, launcher: str | None = None) -> str:
@@ -134,7 +134,7 @@ def test_progress_forgives_crashes(ledger: Ledger, children: list[FakeChild], mo
 def test_wrong_input_is_told_with_the_workers_complaint(ledger: Ledger, children: list[FakeChild]) -> None:
     local, told = make_local(ledger)
     tend(local)
-    local.team.log(0).write_text("some warning\nsearch: no such device: cuda:7\n\n")
+    local.plan.log(0).write_text("some warning\nsearch: no such device: cuda:7\n\n")
     children[0].status = 2
     with pytest.raises(UserError, match=r"^no such device: cuda:7$"):
         tend(local)
@@ -149,7 +149,7 @@ def test_a_bug_that_met_many_trials_ends_the_run(home: Path, children: list[Fake
         worker = enter_child(ledger, children[0])
         for _ in range(5):
             one_attempt(ledger, study, worker, "error")
-        local.team.log(0).write_text("search: 5 attempts in a row failed\n")
+        local.plan.log(0).write_text("search: 5 attempts in a row failed\n")
         children[0].status = 1
         with pytest.raises(RunError, match="5 attempts in a row failed"):
             tend(local)

@@ -262,7 +262,7 @@ def test_a_node_is_lost_and_one_joins_in_mid_study(
         assert sum(row.lives for row in list_workers(ledger)) == 4
         told = [log for log in read_logs(ledger).values() if log.lines]
         assert told
-        assert all(log.place and "ray logs task --id" in log.place for log in told)
+        assert all(log.location and "ray logs task --id" in log.location for log in told)
     kill_node(nodes, next(iter(nodes.worker_nodes)))
     before = done(url)
     run.wait_for(lambda: "Ray: 2 nodes with room for 2; 2 workers" in run.text())
@@ -356,7 +356,7 @@ def test_workers_share_a_gpu_by_fractions_and_stay_away_where_they_end_badly(
         free = []
         with pytest.raises(UserError, match="no study 'absent'"):
             for _ in range(600):
-                local.tend(list_workers(ledger), 0, 3)
+                local.maintain(list_workers(ledger), 0, 3)
                 free.append(ray.available_resources().get("GPU", 0.0))
                 time.sleep(0.1)
         assert any("Ray: 4 nodes with room for 2; 2 workers" in line for line in told)
@@ -369,7 +369,7 @@ def test_workers_share_a_gpu_by_fractions_and_stay_away_where_they_end_badly(
 def test_a_cluster_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: (_ for _ in ()).throw(RuntimeError("GCS is away")))
     with pytest.raises(RunError, match=r"the Ray cluster is gone \(GCS is away\); nothing stored is lost"):
-        ray_workers.living_nodes()
+        ray_workers.alive_nodes()
 
 
 def test_workers_of_a_cluster_are_not_this_machines(ledger: Ledger) -> None:

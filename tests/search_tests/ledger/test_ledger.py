@@ -204,7 +204,7 @@ def test_threads_never_lease_the_same_slot_and_take_the_lowest(both: Both) -> No
         taken = list(pool.map(take, workers))
     assert sorted(slot for slots in taken for slot in slots) == list(range(40))
     assert all(slots == sorted(slots) for slots in taken)
-    assert ledger.outage.disturbances == 0
+    assert ledger.retry.retries == 0
 
 
 def test_no_slot_is_leased_when_none_waits(both: Both) -> None:
@@ -237,7 +237,7 @@ def test_a_heartbeat_and_the_end_of_a_trial_do_not_wait_for_each_other_in_a_circ
             stop.set()
         for heart in hearts:
             heart.result()
-    assert ledger.outage.disturbances == 0
+    assert ledger.retry.retries == 0
 
 
 # Attempts

@@ -65,8 +65,8 @@ def failing(times: int, error: Callable[[], Exception] = away) -> Callable[[], i
 def test_a_call_is_tried_until_it_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.storage.retry.FIRST_PAUSE", 0.001)
     outage, told = make_outage(60)
-    assert outage.persist(failing(4)) == 5
-    assert outage.disturbances == 4
+    assert outage.call(failing(4)) == 5
+    assert outage.retries == 4
     assert told == [
         "storage postgresql://u:***@h/d does not answer (server closed the connection); trying again",
         "storage postgresql://u:***@h/d answers again after 0 s",
@@ -77,7 +77,7 @@ def test_an_outage_beyond_the_limit_is_an_error_in_one_clear_line() -> None:
     outage, _ = make_outage(0.3)
     begun = time.monotonic()
     with pytest.raises(StorageLostError, match=r"has not answered for 0 s: server closed .*; nothing stored is lost"):
-        outage.persist(failing(1_000_000))
+        outage.call(failing(1_000_000))
     assert 0.3 <= time.monotonic() - begun < 2
 
 
@@ -87,11 +87,11 @@ def test_leaving_cuts_the_waiting_short() -> None:
     threading.Timer(0.3, outage.leave).start()
     begun = time.monotonic()
     with pytest.raises(StorageLostError):
-        outage.persist(failing(1_000_000))
+        outage.call(failing(1_000_000))
     assert time.monotonic() - begun < 5
     with pytest.raises(StorageLostError):
-        outage.persist(failing(1))
-    assert outage.persist(failing(0)) == 1
+        outage.call(failing(1))
+    assert outage.call(failing(0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,15 @@ def test_leaving_cuts_the_waiting_short() -> None:
 def test_what_is_no_outage_is_raised_at_once(error: Exception) -> None:
     outage, told = make_outage(600)
     with pytest.raises(type(error)):
-        outage.persist(failing(1, lambda: error))
+        outage.call(failing(1, lambda: error))
     assert told == []
 
 
 def test_calls_inside_a_call_are_not_tried_by_themselves() -> None:
     outage, _ = make_outage(60)
     inner = failing(1)
-    assert outage.persist(lambda: outage.persist(inner)) == 2
-    assert outage.disturbances == 1
+    assert outage.call(lambda: outage.call(inner)) == 2
+    assert outage.retries == 1
 
 
 def test_everything_that_optunas_cache_calls_lives_through_an_outage() -> None:
@@ -190,7 +190,7 @@ def test_who_was_suspected_before_an_outage_has_the_whole_grace_after_it(any_sto
         pass_time(ledger, NEVER.lease + 1)
         assert reap(ledger).slots == ()
         pass_time(ledger, 10 * NEVER.lost_after)  # an outage
-        assert reap(ledger, anew=True).slots == ()
+        assert reap(ledger, restart_grace=True).slots == ()
         pass_time(ledger, NEVER.grace - 10)
         assert reap(ledger).slots == ()
         assert slots(ledger)[0].worker == attempt.lease.worker
@@ -218,16 +218,16 @@ def test_workers_live_through_a_real_restart_of_the_server(tmp_path: Path, monke
                             if (taken := lease_slot(ledger, worker)) is None:
                                 time.sleep(0.1)
                                 continue
-                            heart.hold(taken)
+                            heart.set_lease(taken)
                             attempt = begin(ledger, study, taken)
                             assert attempt is not None
                             draw(attempt)
                             for epoch in range(1, 5):
                                 attempt.trial.report(0.5, epoch)
                                 time.sleep(0.2)
-                            lost.extend([taken] if heart.lost else [])
+                            lost.extend([taken] if heart.lease_lost else [])
                             finish_attempt(ledger, attempt, TrialState.COMPLETE, 0.5)
-                            heart.hold(None)
+                            heart.set_lease(None)
                     assert heart.failure is None
             except BaseException as error:  # noqa: BLE001  (told below)
                 failures.append(error)

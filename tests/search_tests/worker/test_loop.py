@@ -524,8 +524,8 @@ def test_a_worker_on_other_images_is_refused_and_takes_nothing(config: StudyConf
         work_in_process()
     assert count_budget(ledger).waiting == 4
     (row,) = list_workers(ledger)
-    assert row.farewell is not None
-    assert "other images" in row.farewell
+    assert row.exit_reason is not None
+    assert "other images" in row.exit_reason
 
 
 def test_a_worker_without_the_images_is_refused_and_takes_nothing(

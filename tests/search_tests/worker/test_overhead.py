@@ -105,10 +105,10 @@ def test_what_is_gathered_is_one_transaction_and_plain_optuna_reads_it(
     attempt = begin_attempt(ledger, study, lease_slot(ledger, worker), {}, {})  # type: ignore[arg-type]
     assert attempt is not None
     commits()
-    with attempt.gathering():
+    with attempt.batched_writes():
         draw(attempt)
     assert commits() == 1
-    with attempt.gathering():
+    with attempt.batched_writes():
         attempt.trial.set_user_attr("text", "Grüße")
         attempt.trial.set_user_attr("list", [1, {"a": None}])
         attempt.trial.set_user_attr("text", "the last one counts")
@@ -128,21 +128,21 @@ def test_what_is_gathered_is_one_transaction_and_plain_optuna_reads_it(
 def test_what_is_gathered_is_written_also_where_an_error_comes_in_between(storage: RetryingStorage) -> None:
     study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
     trial, other = storage.create_new_trial(study_id), storage.create_new_trial(study_id)
-    with pytest.raises(ZeroDivisionError), storage.gathering(trial):
+    with pytest.raises(ZeroDivisionError), storage.batched_writes(trial):
         storage.set_trial_user_attr(trial, "a", 1)
         storage.set_trial_user_attr(other, "b", 2)
         assert storage.get_trial(other).user_attrs == {"b": 2}  # another trial's are not held back
         raise ZeroDivisionError
     storage.set_trial_user_attr(trial, "c", 3)
     assert storage.get_trial(trial).user_attrs == {"a": 1, "c": 3}
-    with pytest.raises(TypeError), storage.gathering(trial):
+    with pytest.raises(TypeError), storage.batched_writes(trial):
         storage.set_trial_user_attr(trial, "no JSON", object())
 
 
 def test_nothing_is_written_to_a_trial_that_has_ended(storage: RetryingStorage) -> None:
     study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "s")
     trial = storage.create_new_trial(study_id)
-    with pytest.raises(UpdateFinishedTrialError), storage.gathering(trial):
+    with pytest.raises(UpdateFinishedTrialError), storage.batched_writes(trial):
         storage.set_trial_user_attr(trial, "late", 1)
         storage.set_trial_state_values(trial, TrialState.FAIL)
     assert storage.get_trial(trial).user_attrs == {}
@@ -246,7 +246,7 @@ def test_trials_are_read_once_where_that_is_asked_for_and_again_afterwards(
     assert len(study.get_trials()) == 1  # the cache holds something
     plain = RDBStorage(any_storage.render_as_string(hide_password=False))
     somebody = optuna.load_study(study_name="s", storage=plain)
-    with storage.one_reading():
+    with storage.cached_reads():
         assert len(study.get_trials()) == 1
         somebody.add_trial(create_trial(value=2.0))
         assert len(study.get_trials()) == 1
