@@ -1,20 +1,13 @@
-"""The commands that use a saved model: words into plain options, as in `search.cli.main`, which holds them."""
+"""``search predict`` and ``export``: the commands that use a saved model."""
 
 import enum
 import json
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from data.images import IMAGE_SIZE
-from model.predict import Prediction
 from search.cli.options import DataDir, Device, Form, Format, terminal
-from search.console.format import percent
 from search.host.exit_status import ExitStatus
 
 Model = Annotated[Path | None, typer.Option(help="Folder of a saved model. Default: as --name says.")]
@@ -53,21 +46,22 @@ def predict_command(
     from data.errors import DataError, UserError
     from model.device import resolve_device
     from model.predict import open_model, pictures_in, predict
-    from search.cli.models import as_json, as_table, resizing
+    from search.cli.predictions import as_json, as_table, resizing
 
     if bool(images) == bool(folder):
         raise UserError("give images, or --dir with a folder of them" + (", not both" if images else ""))
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its decoders log what the one line of an error says
     unreadable: list[DataError] = []
 
-    def take(error: DataError) -> None:
+    def refuse(error: DataError) -> None:
         if folder is None:
             raise error
         unreadable.append(error)
 
     paths = pictures_in(folder) if folder else images or []
-    where = resolve_device(device)
-    predictions = predict(open_model(_model_folder(model, name), where), paths, where, top, take)
+    chosen_device = resolve_device(device)
+    saved = open_model(_model_folder(model, name), chosen_device)
+    predictions = predict(saved, paths, chosen_device, top, refuse)
     if form is Form.JSON:
         typer.echo(json.dumps(as_json(predictions, top), indent=2))
     elif predictions:
@@ -108,10 +102,10 @@ def export_command(
 
 
 def _model_folder(model: Path | None, name: str | None) -> Path:
-    """The folder of the saved model that is meant.
+    """The folder of the saved model that the options name.
 
     Raises:
-        UserError: both are given, or neither and there is not exactly one below ``studies``.
+        UserError: both are given, or neither while ``studies`` does not have exactly one.
     """
     from data.errors import UserError
     from search.study import check_name
@@ -122,65 +116,12 @@ def _model_folder(model: Path | None, name: str | None) -> Path:
         return model
     if name is not None:
         return Path("studies") / check_name(name) / "best"
-    found = sorted(Path("studies").glob("*/best"))
-    if len(found) != 1:
-        there = ", ".join(folder.parent.name for folder in found)
+    models = sorted(Path("studies").glob("*/best"))
+    if len(models) != 1:
+        names = ", ".join(folder.parent.name for folder in models)
         raise UserError(
-            f"which model? studies/ has those of {there}; choose with --name or --model"
-            if found
+            f"which model? studies/ has those of {names}; choose with --name or --model"
+            if models
             else "there is no model in studies/ yet; give --model with a folder, or make one: python -m search run"
         )
-    return found[0]
-
-
-SIZES_SHOWN = 3
-
-
-def as_json(predictions: Sequence[Prediction], top: int) -> list[dict[str, Any]]:
-    """What scripts read; ``probabilities`` where more than one class of each image was asked for."""
-    return [
-        {
-            "image": str(one.image),
-            "class": one.probabilities[0][0],
-            "probability": one.probabilities[0][1],
-            **({"probabilities": dict(one.probabilities)} if top > 1 else {}),
-            "resized_from": one.resized_from and _pixels(one.resized_from),
-        }
-        for one in predictions
-    ]
-
-
-def as_table(predictions: Sequence[Prediction]) -> Table:
-    """What a person reads: a line for each image, or several where several classes were asked for."""
-    table = Table("image", "class", "probability", box=None, pad_edge=False)
-    table.columns[0].overflow = table.columns[1].overflow = "fold"
-    table.columns[2].justify = "right"
-    for one in predictions:
-        name = _printable(str(one.image))
-        for label, probability in one.probabilities:
-            table.add_row(Text(name), Text(_printable(label)), percent(probability))
-            name = ""
-    return table
-
-
-def resizing(predictions: Sequence[Prediction]) -> str | None:
-    """One line that says from which sizes images were brought to the network's; None where none was."""
-    sizes = Counter(one.resized_from for one in predictions if one.resized_from)
-    if not sizes:
-        return None
-    shown = [
-        _pixels(size) if count == len(predictions) else f"{_pixels(size)} ({count} of {len(predictions)})"
-        for size, count in sizes.most_common(SIZES_SHOWN)
-    ]
-    if further := len(sizes) - len(shown):
-        shown.append(f"{further} other size{'' if further == 1 else 's'}")
-    return f"resized from {', '.join(shown)} to {IMAGE_SIZE}x{IMAGE_SIZE}"
-
-
-def _pixels(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _printable(text: str) -> str:
-    """Text as it can be shown on any terminal: a file's name may hold line breaks and commands to the terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return models[0]

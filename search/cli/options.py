@@ -4,6 +4,8 @@ import contextlib
 import enum
 import math
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,3 +166,21 @@ def terminal() -> Console:
 def interrupt(*_: object) -> None:
     """What SIGTERM does to a command that works: the same as Ctrl-C."""
     raise KeyboardInterrupt
+
+
+def this_command() -> str:
+    """The command as it can be typed again; without a password."""
+    return shlex.join(["python", "-m", "search", *map(_without_password, sys.argv[1:])])
+
+
+def _without_password(word: str) -> str:
+    from data.errors import UserError
+    from search.storage.url import storage_url, without_password
+
+    flag, equals, value = word.partition("=") if word.startswith(("--storage=", "--artifacts=")) else ("", "", word)
+    if "://" not in value or (value.startswith("s3://") and "@" not in value):
+        return word
+    try:
+        return f"{flag}{equals}{without_password(storage_url(value))}"
+    except UserError:
+        return f"{flag}{equals}URL"

@@ -1,4 +1,4 @@
-"""The command that replays a study under other pruners: words into plain options, as in `search.cli.main`."""
+"""``search replay``: a study's own trials under other pruners."""
 
 import json
 from dataclasses import asdict
@@ -25,27 +25,27 @@ def replay_command(
 
     with database(storage) as url:
         refuse_absent(url)
-        with storage_opened(url) as there:
-            study = studies.load(there, name)
-            found = replay(study.get_trials(deepcopy=False), studies.definition_of(study), draws)
+        with storage_opened(url) as opened_storage:
+            study = studies.load(opened_storage, name)
+            replayed = replay(study.get_trials(deepcopy=False), studies.definition_of(study), draws)
     if form is Form.JSON:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        typer.echo(json.dumps(asdict(replayed), indent=2))
     else:
-        _print(found)
+        _print(replayed)
 
 
-def _print(found: "Replay") -> None:
+def _print(replayed: "Replay") -> None:
     from rich.table import Table
 
-    cut = found.trials - found.whole
-    unknown = f"; how the {cut} stopped ones would have ended is drawn {found.draws} times" if cut else ""
+    cut = replayed.trials - replayed.whole
+    unknown = f"; how the {cut} stopped ones would have ended is drawn {replayed.draws} times" if cut else ""
     console = terminal()
-    console.print(f"{found.trials} trials of {found.epochs} epochs, {found.whole} to their end{unknown}")
+    console.print(f"{replayed.trials} trials of {replayed.epochs} epochs, {replayed.whole} to their end{unknown}")
     table = Table(
-        "pruner", "time saved", "trials stopped", f"of the best {found.top} stopped", "accuracy lost", box=None,
+        "pruner", "time saved", "trials stopped", f"of the best {replayed.top} stopped", "accuracy lost", box=None,
         pad_edge=False,
     )  # fmt: skip
-    for row in found.pruners:
+    for row in replayed.pruners:
         table.add_row(
             row.pruner,
             _spread(row.saved, 100, " %", 0),

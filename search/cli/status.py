@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 
 from search.cli.options import Form, Format, Name, Storage, database, refuse_absent, terminal
-from search.ledger.budget import is_open
-from search.ledger.leases import open_ledger
 
 
 def status_command(
@@ -26,6 +24,8 @@ def status_command(
 
     from search import study as studies
     from search.console.status import status_view
+    from search.ledger.budget import is_open
+    from search.ledger.leases import open_ledger
     from search.run.summary import read_status
     from search.storage.connect import storage_opened
     from search.storage.url import without_password
