@@ -350,11 +350,10 @@ class TestWhatEntersTheImage:
     def test_all_that_the_package_is_built_from(self) -> None:
         project = tomllib.loads(text_of("pyproject.toml"))
         packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-        files = [
-            file for package in packages for file in (ROOT / package).rglob("*") if file.suffix in (".py", ".toml")
-        ]
+        suffixes = (".py", ".toml", ".cpp", ".h", ".css", ".js", ".jinja")
+        files = [file for package in packages for file in (ROOT / package).rglob("*") if file.suffix in suffixes]
         needed = {str(file.relative_to(ROOT)) for file in files} | {"pyproject.toml", project["project"]["readme"]}
-        assert {"search/cli/main.py", "studies/cpu.toml"} <= needed
+        assert {"search/cli/main.py", "search/report/page.html.jinja", "studies/cpu.toml"} <= needed
         assert sorted(path for path in needed if not enters(path)) == []
 
 
