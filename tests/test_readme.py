@@ -128,3 +128,50 @@ def test_files_that_the_readme_names_are_there() -> None:
     for folder in ("data", "model", "search", "studies", "deploy", "docs", "benchmarks", "tests"):
         assert f"    {folder}/" in README
         assert (ROOT / folder).is_dir()
+
+
+def tree() -> list[str]:
+    """Paths of the README's tree, each below the folders above it that are indented less."""
+    (lines,) = re.findall(r"^## Files\n\n((?:    .*\n)+)", README, flags=re.MULTILINE)
+    paths, parents = [], list[tuple[int, str]]()
+    for line in lines.splitlines():
+        name, depth = line.split()[0], len(line) - len(line.lstrip())
+        while parents and parents[-1][0] >= depth:
+            parents.pop()
+        paths.append("".join(parent for _, parent in parents) + name)
+        if name.endswith("/"):
+            parents.append((depth, name))
+    return paths
+
+
+def test_the_tree_is_true_and_shows_every_wing() -> None:
+    paths = tree()
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    folders = ("search", "benchmarks", "model")
+    wings = [path for folder in folders for path in (ROOT / folder).iterdir() if any(path.glob("*.py"))]
+    assert {f"{path.relative_to(ROOT)}/" for path in wings} <= set(paths)
+
+
+def test_paths_that_contributing_names_are_there() -> None:
+    """Names without a folder are those of the folder named before them in their row."""
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)[2:]
+    assert 10 < len(rows) <= 20
+    for row in rows:
+        folder = ROOT
+        for name in re.findall(r"`([\w./-]+)`", row):
+            path = ROOT / name
+            if name.endswith("/"):
+                folder = path
+            assert path.exists() or (folder / name).exists(), name
+
+
+def test_paths_in_the_prose_are_there() -> None:
+    pages = (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/many-machines.md",
+        *map(str, ROOT.glob("benchmarks/results/**/*.md")),
+    )
+    for page in pages:
+        named = re.findall(r"`((?:data|model|search|tests|benchmarks|deploy)/[\w./-]+)`", (ROOT / page).read_text())
+        assert [name for name in named if not (ROOT / name).exists()] == [], page
