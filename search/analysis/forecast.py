@@ -1,17 +1,16 @@
 """What a search has cost, the time that it still takes, and what more trials would bring.
 
-For the latter the best of the configurations so far are extrapolated: what lies above a high quantile of the ends
-(also those that stopped trials were heading for, `search.analysis.extrapolation.likely_ends`) follows a generalised
-Pareto distribution, whatever the rest looks like (peaks over threshold; its parameters by probability-weighted moments,
+The gain of more trials extrapolates the best configurations so far. What lies above a high quantile of the ends (also
+those that stopped trials were heading for, `search.analysis.extrapolation.likely_ends`) follows a generalised Pareto
+distribution, whatever the rest looks like (peaks over threshold; its parameters by probability-weighted moments,
 Hosking & Wallis, Parameter and quantile estimation for the generalized Pareto distribution, Technometrics 29, 1987;
-their uncertainty by the bootstrap). The best of so many further draws is what the search would hand over. Of its
-distance to the best so far only that share is its own which is not noise between seeds (regression to the mean), so the
-gain is told in accuracy over fresh seeds, not in lucky scores; it may be negative, as a luckier configuration may be
-the worse one.
+their uncertainty by the bootstrap). The best of the further draws is what the search would choose. A share of its
+distance to the best so far is noise between seeds and does not last (regression to the mean). So the gain is in
+accuracy over fresh seeds, not in lucky scores; it may be negative, as a luckier configuration may be the worse one.
 
-In replayed searches the 90 % interval covered what came about 90 times in 100 (`benchmarks.searching.replay`). A normal
-distribution of the latest ends in its place foretold ten times the gain that came: most of what a sampler tries is far
-from the best, and says nothing of what lies beyond it. Where ends have no bound the interval is too narrow.
+In replayed searches the 90 % interval covered the real gain about 90 times in 100 (`benchmarks.searching.replay`). A
+normal distribution of the latest ends predicted ten times the real gain: most of what a sampler tries is far from the
+best, and says nothing about what lies beyond it. If ends have no bound, the interval is too narrow.
 """
 
 import math
@@ -27,13 +26,13 @@ from search.analysis.outcomes import Outcome, end_accuracy, outcome, seconds
 from search.events import Budget
 
 MORE = 50
-"""Trials that a forecast is for."""
+"""Further trials that a forecast is for."""
 LEAST = 15
-"""Ends below which nothing is foretold."""
+"""Ends that a forecast of the gain needs."""
 UPPER = 0.3
-"""Share of the ends, the best, that say what lies beyond them."""
+"""Share of the ends, the best ones, that the tail is fitted to."""
 LATEST = 20
-"""Trials whose time says how long the next ones take."""
+"""Latest trials whose time predicts that of the next ones."""
 DRAWS = 500
 CONFIDENCE = 0.9
 
@@ -43,9 +42,9 @@ class Gain:
     """By how much the best configuration's accuracy over fresh seeds may rise.
 
     Attributes:
-        more: trials that this takes.
+        more: further trials.
         mean, low, high: of the rise, with a 90 % interval.
-        worthwhile: chance that it is more than the noise of one training, or a tenth of a point where that is more.
+        worthwhile: chance that the rise exceeds the noise of one training, and a tenth of a point.
     """
 
     more: int
@@ -117,7 +116,7 @@ def _rounded(gain: Gain) -> Gain:
 
 
 def time_left(trials: Sequence[FrozenTrial], count: Budget, workers: int) -> float | None:
-    """Seconds until the budget is done, at the pace of the latest trials; None where nobody can tell."""
+    """Seconds until the budget is done, at the pace of the latest trials; None if nobody can tell."""
     ended = [trial for trial in trials if outcome(trial) in ("complete", "pruned")][-LATEST:]
     if not ended or not workers or not count.remaining:
         return None
@@ -125,13 +124,13 @@ def time_left(trials: Sequence[FrozenTrial], count: Budget, workers: int) -> flo
 
 
 def expected_gain(ends: Sequence[float], best: float, noise: float, more: int = MORE, seed: int = 0) -> Gain | None:
-    """Foretell what more trials bring; None where too few have ended.
+    """Predict what more trials bring; None if too few have ended.
 
     Args:
         ends: accuracies that the trials ended at or were heading for.
-        best: score of the best trial, which the search would hand over now.
-        noise: standard deviation between seeds; 0 where it is not known, which flatters.
-        more: trials to come.
+        best: score of the best trial so far.
+        noise: standard deviation between seeds; 0 if it is not known, which flatters.
+        more: further trials.
         seed: of the draws.
     """
     known = np.array(ends, dtype=np.float64)
@@ -150,7 +149,7 @@ def expected_gain(ends: Sequence[float], best: float, noise: float, more: int = 
 
 
 def _best_of(more: int, ends: np.ndarray, rng: np.random.Generator) -> float:
-    """The best of so many further draws from where these ends came from."""
+    """The best of ``more`` further draws from the distribution of these ends."""
     threshold = float(np.quantile(ends, 1 - UPPER))
     excesses = np.sort(ends[ends > threshold] - threshold)
     above = int(rng.binomial(more, UPPER))
@@ -159,7 +158,7 @@ def _best_of(more: int, ends: np.ndarray, rng: np.random.Generator) -> float:
     mean = float(excesses.mean())
     ranks = (np.arange(1, len(excesses) + 1) - 0.35) / len(excesses)
     moment = float(np.mean((1 - ranks) * excesses))
-    # Accuracies have an upper bound, so a tail without one (a shape below 0, as Hosking & Wallis have it) is not taken.
+    # Accuracies have an upper bound, so the tail gets one too: no shape below 0 in Hosking & Wallis's sign.
     shape = max(0.0, mean / (mean - 2 * moment) - 2) if mean > 2 * moment else 0.0
     scale = mean * (1 + shape)
     left = float(rng.random(above).min())

@@ -1,9 +1,8 @@
 """How far chance alone moves a score: the standard deviation between trainings that differ in nothing but their seed.
 
-A search trains one configuration several times early on (`repeat_slots` in `search.config.study_file`), so that from
-then on
-it is known how much of a difference is luck. The pruner (`search.samplers.pruner`), the forecast and the comparison of
-the best configurations go by it.
+A search trains one configuration several times early on (`repeat_slots` in `search.config.study_file`), so that it
+knows how much of a difference is luck. The pruner (`search.samplers.pruner`), the forecast and the comparison of the
+best configurations use it.
 """
 
 import math
@@ -23,7 +22,7 @@ class SeedNoise:
 
     Attributes:
         std: in accuracy.
-        freedom: degrees of freedom: repeated trainings, less one a configuration.
+        freedom: degrees of freedom: repeated trainings minus one for each configuration.
     """
 
     std: float
@@ -31,7 +30,7 @@ class SeedNoise:
 
 
 def pooled_noise(groups: Sequence[Sequence[float]]) -> SeedNoise | None:
-    """Of scores in groups of one configuration each; None where no group has two."""
+    """Noise of scores in groups of one configuration each; None if no group has two."""
     repeated = [scores for scores in groups if len(scores) > 1]
     freedom = sum(len(scores) - 1 for scores in repeated)
     if not freedom:
@@ -41,29 +40,29 @@ def pooled_noise(groups: Sequence[Sequence[float]]) -> SeedNoise | None:
 
 
 def seed_noise(trials: Sequence[FrozenTrial], epoch: int | None = None) -> SeedNoise | None:
-    """Of the configurations that were trained to their end more than once; None where there is none.
+    """Noise of the configurations that were trained to their end more than once; None if there are none.
 
     Args:
         trials: in any state.
         epoch: after which their accuracies are compared; None: at the end.
     """
     ended = [(trial, end) for trial in trials if (end := end_accuracy(trial)) is not None]
-    told = ((trial.params, end if epoch is None else trial.intermediate_values.get(epoch)) for trial, end in ended)
-    return noise_of((params, accuracy) for params, accuracy in told if accuracy is not None)
+    scored = ((trial.params, end if epoch is None else trial.intermediate_values.get(epoch)) for trial, end in ended)
+    return noise_of((params, accuracy) for params, accuracy in scored if accuracy is not None)
 
 
 def noise_of(scored: Iterable[tuple[Mapping[str, Any], float]]) -> SeedNoise | None:
-    """Of configurations with a score for each training; None where none was trained more than once."""
+    """Noise of configurations with a score for each training; None if none was trained more than once."""
     groups: dict[tuple[tuple[str, Any], ...], list[float]] = {}
     for params, accuracy in scored:
         groups.setdefault(tuple(sorted(params.items())), []).append(accuracy)
     return pooled_noise(list(groups.values()))
 
 
-def combined_noise(*known: SeedNoise | None) -> SeedNoise | None:
-    """Several estimates of the same noise as one; None where there is none."""
-    there = [one for one in known if one is not None]
-    freedom = sum(one.freedom for one in there)
+def combined_noise(*estimates: SeedNoise | None) -> SeedNoise | None:
+    """Several estimates of the same noise as one; None if there are none."""
+    known = [estimate for estimate in estimates if estimate is not None]
+    freedom = sum(estimate.freedom for estimate in known)
     if not freedom:
         return None
-    return SeedNoise(math.sqrt(math.fsum(one.freedom * one.std**2 for one in there) / freedom), freedom)
+    return SeedNoise(math.sqrt(math.fsum(part.freedom * part.std**2 for part in known) / freedom), freedom)

@@ -1,4 +1,4 @@
-"""What became of a trial, and what it measured: read from what is stored, whoever stored it."""
+"""What became of a trial, and what it measured, read from its stored state."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def outcome(trial: FrozenTrial) -> Outcome:
         case TrialState.COMPLETE:
             return "complete"
         case TrialState.PRUNED:
-            fault = trial.user_attrs.get(FAULT)  # a constraint is broken also by a loss that is not finite
+            fault = trial.user_attrs.get(FAULT)  # a loss that is not finite breaks a constraint too
             broken = fault is None and any(value > 0 for value in trial.constraints.values())
             return "infeasible" if broken or fault == Fault.INFEASIBLE else "pruned"
         case TrialState.FAIL:
@@ -32,14 +32,14 @@ def outcome(trial: FrozenTrial) -> Outcome:
 
 
 def number(value: object) -> float | None:
-    """A finite number as one; None for anything else, such as an absent attribute or an infinite loss."""
+    """A finite number as a float; None for anything else, such as an absent attribute or an infinite loss."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
 
 
 def end_accuracy(trial: FrozenTrial) -> float | None:
-    """Accuracy of a trial that went to its end; None for any other, and where it is not finite."""
+    """Accuracy of a trial that ran to its end; None for any other, and if it is not finite."""
     return number(score(trial)) if trial.state == TrialState.COMPLETE else None
 
 
@@ -72,7 +72,7 @@ def _finite(values: Mapping[int, object]) -> dict[int, float]:
 
 
 def epoch_seconds(trial: FrozenTrial) -> float | None:
-    """Seconds that an epoch of a trial took, the median; None where that is not known."""
+    """Seconds that an epoch of a trial took, the median; None if that is not known."""
     known = [taken for taken in curve(trial, "seconds").values() if taken]
     return median(known) if known else None
 
@@ -103,7 +103,7 @@ def trials_overhead(trials: Sequence[FrozenTrial]) -> TrialsOverhead | None:
 
 
 def _whole(attributes: Mapping[str, Any]) -> float:
-    """Seconds of a trial, at least its overhead: its attribute ``seconds`` leaves lease and ending out."""
+    """Seconds of a trial, at least its overhead: the attribute `SECONDS` leaves out lease and ending."""
     return max(float(attributes[SECONDS]), float(attributes[OVERHEAD]))
 
 

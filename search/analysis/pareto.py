@@ -1,11 +1,12 @@
 """The front of accuracy and cost, and its knee: arithmetic on points.
 
 The knee is where the front bends most: with the logarithm of the cost and the accuracy each brought to 0 to 1 between
-the front's two ends, the point farthest above the chord that joins these ends (Satopaa et al., "Finding a 'Kneedle' in
-a Haystack", ICDCSW 2011, section III; a knee as the point of a front to prefer: Branke et al., "Finding Knees in
-Multi-objective Optimization", PPSN 2004). Logarithmic, as networks differ in cost by factors: a step is a doubling,
-wherever on the axis. So the knee does not depend on the units of either axis. A front without a bulge, such as one of
-two points, has no knee: then its most accurate point stands for it, as among several as far from the chord.
+the front's two ends, it is the point farthest above the chord that joins these ends (Satopaa et al., "Finding a
+'Kneedle' in a Haystack", ICDCSW 2011, section III; a knee as the point of a front to prefer: Branke et al., "Finding
+Knees in Multi-objective Optimization", PPSN 2004). The cost is logarithmic, as networks differ in it by factors: a
+step is a doubling anywhere on the axis. So the knee does not depend on the units of either axis. A front without a
+bulge, such as one of two points, has no knee: its most accurate point replaces it. Of several points equally far from
+the chord the most accurate one is taken too.
 """
 
 import math
@@ -21,9 +22,9 @@ class Point:
     """A network.
 
     Attributes:
-        key: names it.
-        accuracy: the more, the better.
-        cost: above 0; the less, the better.
+        key: identifies it.
+        accuracy: higher is better.
+        cost: above 0; lower is better.
     """
 
     key: int
@@ -32,26 +33,26 @@ class Point:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points than which none is both cheaper (or equal) and better (or equal), cheapest first.
+    """The points that no other dominates (is both at most as costly and at least as accurate), cheapest first.
 
     Of points that are equal in both, the one with the smallest key.
     """
-    found: list[Point] = []
-    for point in sorted(points, key=lambda one: (one.cost, -one.accuracy, one.key)):
-        if not found or point.accuracy > found[-1].accuracy:
-            found.append(point)
-    return found
+    undominated: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.accuracy, point.key)):
+        if not undominated or point.accuracy > undominated[-1].accuracy:
+            undominated.append(point)
+    return undominated
 
 
 def knee(points: Sequence[Point]) -> Point | None:
-    """The knee of the front of these points; None where there are none."""
-    there = front(points)
-    if not there:
+    """The knee of the front of these points; None if there are no points."""
+    undominated = front(points)
+    if not undominated:
         return None
-    heights = [above_chord(point, there[0], there[-1]) for point in there]
+    heights = [above_chord(point, undominated[0], undominated[-1]) for point in undominated]
     farthest = max(heights)
     return max(
-        (point for point, height in zip(there, heights, strict=True) if height >= farthest - EQUAL),
+        (point for point, height in zip(undominated, heights, strict=True) if height >= farthest - EQUAL),
         key=lambda point: point.accuracy,
     )
 
@@ -59,7 +60,7 @@ def knee(points: Sequence[Point]) -> Point | None:
 def above_chord(point: Point, cheapest: Point, best: Point) -> float:
     """How far a point lies above the chord of a front, as the difference of normalised accuracy and cost, -1 to 1.
 
-    The distance at right angles to the chord is this, divided by the square root of 2.
+    The perpendicular distance to the chord is this divided by the square root of 2.
     """
     if cheapest.cost == best.cost or cheapest.accuracy == best.accuracy:
         return 0.0

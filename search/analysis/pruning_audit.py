@@ -1,9 +1,9 @@
 """Whether pruning pays: what it saved, and how often it would have stopped one of the best.
 
-The pruner lets a random few of the trials that it wants to stop run to their end. Their attribute `WOULD_STOP` says
-after which epoch it wanted to; they are *audited*. An audited trial is a *false prune* where it ends among the best
-``top`` of all COMPLETE trials, ``top`` being the number of configurations that the confirmation takes: had it been
-stopped, a configuration would be missing there. Pruned trials have no final accuracy and are not ranked.
+The pruner lets a random few of the trials that it wants to stop run to their end. They are *audited*: their attribute
+`WOULD_STOP` says after which epoch it wanted to stop them. An audited trial is a *false prune* if it ends among the
+best ``top`` of all COMPLETE trials. ``top`` is the number of configurations that the confirmation takes: with the
+trial stopped, one of them would be missing there. Pruned trials have no final accuracy and are not ranked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from search.attributes import CONFIG, FAULT, WOULD_STOP
 from search.config.objective import score
 
 LEAST_AUDITED = 10
-"""With fewer audited trials only a clear harm is called one: of ten without a false prune, up to 31 % may be."""
+"""With fewer audited trials only a clear harm is called harm: if none of ten is a false prune, up to 31 % may be."""
 
 LEAST_CORRELATED = 5
-"""Trials below which a rank correlation is not told."""
+"""Trials that a rank correlation needs."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def pruning_audit(trials: Sequence[FrozenTrial], top: int) -> PruningAudit | Non
         top: configurations that the confirmation takes.
     """
     complete = [t for t in trials if end_accuracy(t) is not None]
-    # Infeasible and diverged trials were not the pruner's.
+    # The pruner did not stop infeasible and diverged trials.
     pruned = [t for t in trials if outcome(t) == "pruned" and FAULT not in t.user_attrs]
     if not complete and not pruned:
         return None

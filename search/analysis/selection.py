@@ -1,4 +1,4 @@
-"""Which trials of a search its finale takes up: the best, the knee of the front, or the best within a limit."""
+"""Which trials of a search its finale takes: the best, the knee of the front, or the best within limits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ RULES: Mapping[RuleName, str] = {
     "knee": "the knee of the front",
     "limit": "the highest validation accuracy within the limit",
 }
-"""How the point is chosen that the search recommends, in words."""
+"""What each rule chooses, in words."""
 
 
 @dataclass(frozen=True)
 class CostLimits:
-    """What a network may cost at most; None: as much as it likes.
+    """What a network may cost at most; None: no limit.
 
     Attributes:
         params: trainable values.
@@ -37,30 +37,30 @@ class CostLimits:
 
     @property
     def most(self) -> dict[CostName, float]:
-        """The limits there are."""
+        """Those that are not None."""
         limits: dict[CostName, float | None] = {"params": self.params, "latency": self.latency}
         return {cost: most for cost, most in limits.items() if most is not None}
 
     def allow(self, trial: FrozenTrial) -> bool:
-        """Whether a trial is known to keep to them."""
+        """Whether a trial's costs are known and within them."""
         return all((cost_of(trial, cost) or math.inf) <= most for cost, most in self.most.items())
 
     @property
     def text(self) -> str:
-        """Such as ``at most 100,000 parameters``; empty where there are none."""
+        """Such as ``at most 100,000 parameters``; empty if there are none."""
         return " and ".join(f"at most {format_cost(cost, most)}" for cost, most in self.most.items())
 
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """What a search recommends: by which cost beside accuracy, if any, and within which limits."""
+    """What a search recommends: by which cost besides accuracy, if any, and within which limits."""
 
     cost: CostName | None = None
     limits: CostLimits = CostLimits()
 
     @property
     def rule(self) -> RuleName:
-        """How it chooses; limits choose for themselves, so with them the front's knee plays no part."""
+        """How it chooses; with limits the front's knee plays no part."""
         if self.limits.most:
             return "limit"
         return "accuracy" if self.cost is None else "knee"
@@ -73,14 +73,14 @@ class SelectionRule:
 
 
 def selection_rule_of(study: optuna.Study) -> SelectionRule:
-    """What a search's definition and its limits ask for."""
+    """What a search recommends by its definition and its limits."""
     attributes = study.user_attrs
     objective: Objective = attributes.get(DEFINITION, {}).get("objective", "accuracy")
     return selection_rule(objective, attributes)
 
 
 def selection_rule(objective: Objective, attributes: Mapping[str, Any]) -> SelectionRule:
-    """The same from an objective and the study's user attributes."""
+    """The same, from an objective and the study's user attributes."""
     return SelectionRule(second_objective(objective), CostLimits(**(attributes.get(LIMITS) or {})))
 
 
@@ -98,9 +98,9 @@ def _accuracy(trial: FrozenTrial) -> float:
 def points_of(trials: Sequence[FrozenTrial], cost: CostName) -> list[Point]:
     """COMPLETE trials of known cost as points, named by their numbers."""
     return [
-        Point(trial.number, _accuracy(trial), price)
+        Point(trial.number, _accuracy(trial), value)
         for trial in ranked(trials)
-        if (price := cost_of(trial, cost)) is not None
+        if (value := cost_of(trial, cost)) is not None
     ]
 
 
@@ -110,30 +110,30 @@ def front_of(trials: Sequence[FrozenTrial], cost: CostName) -> list[FrozenTrial]
     return [by_number[point.key] for point in front(points_of(trials, cost))]
 
 
-def candidates(trials: Sequence[FrozenTrial], wanted: SelectionRule, most: int) -> list[FrozenTrial]:
-    """What the finale takes up, best first, each configuration once; nothing where nothing keeps to the limits.
+def candidates(trials: Sequence[FrozenTrial], selection: SelectionRule, most: int) -> list[FrozenTrial]:
+    """What the finale takes, best first, each configuration once; empty if no trial keeps to the limits.
 
     Args:
         trials: of the search.
-        wanted: what it is for.
-        most: so many at most. The knee is confirmed alone: its neighbours on the front are another bargain, not
+        selection: what the search recommends.
+        most: at most this many. The knee is confirmed alone: its neighbours on the front are other trade-offs, not
             rivals that a higher accuracy could make the winner.
     """
-    if wanted.rule == "knee":
-        assert wanted.cost is not None
-        bend = knee(points_of(trials, wanted.cost))
-        return [trial for trial in trials if bend is not None and trial.number == bend.key][:most]
+    if selection.rule == "knee":
+        assert selection.cost is not None
+        point = knee(points_of(trials, selection.cost))
+        return [trial for trial in trials if point is not None and trial.number == point.key][:most]
     chosen: list[FrozenTrial] = []
     for trial in ranked(trials):
         if len(chosen) == most:
             break
-        if wanted.limits.allow(trial) and all(trial.params != other.params for other in chosen):
+        if selection.limits.allow(trial) and all(trial.params != other.params for other in chosen):
             chosen.append(trial)
     return chosen
 
 
 def refuse_unmeasured(limits: Mapping[CostName, float | None], objective: Objective) -> None:
-    """Raise `UserError` where a limit is asked for on a latency that the study's trials do not measure."""
+    """Raise `UserError` if there is a limit on the latency and the study's trials do not measure it."""
     if limits.get("latency") is not None and second_objective(objective) != "latency":
         raise UserError(
             "--max-latency needs the latency of every trial, which a study with --objective accuracy,latency measures; "
@@ -142,14 +142,14 @@ def refuse_unmeasured(limits: Mapping[CostName, float | None], objective: Object
 
 
 def refuse_out_of_reach(trials: Sequence[FrozenTrial], limits: CostLimits) -> None:
-    """Raise `UserError` with the smallest there is where trials have completed and none keeps to the limits."""
+    """Raise `UserError` with the smallest costs so far if trials have completed and none keeps to the limits."""
     complete = ranked(trials)
     if not complete or any(limits.allow(trial) for trial in complete):
         return
     least = [
         f"{format_cost(cost, point.cost)} (trial {point.key})"
         for cost in limits.most
-        for point in sorted(points_of(complete, cost), key=lambda one: (one.cost, one.key))[:1]
+        for point in sorted(points_of(complete, cost), key=lambda point: (point.cost, point.key))[:1]
     ]
     options = " or ".join(f"--max-{cost}" for cost in limits.most)
     raise UserError(
@@ -159,7 +159,7 @@ def refuse_out_of_reach(trials: Sequence[FrozenTrial], limits: CostLimits) -> No
 
 
 def set_limits(study: optuna.Study, changes: Mapping[CostName, float | None]) -> None:
-    """Store limits that somebody asks for; those not named stay, None lifts one."""
+    """Change the limits that the study stores; those not named stay, None lifts one."""
     before: dict[str, float | None] = asdict(selection_rule_of(study).limits)
     after = {**before, **{str(cost): most for cost, most in changes.items()}}
     if after != before:

@@ -1,4 +1,4 @@
-"""Numbers, times and results as a person reads them."""
+"""Numbers, times and results, formatted for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``42 s``, ``7 min 5 s``, ``3 h 10 min``."""
+    """Seconds for people: ``42 s``, ``7 min 5 s``, ``3 h 10 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -33,7 +33,7 @@ def best_text(best: Best) -> str:
 
 
 def params_text(params: Mapping[str, Any]) -> str:
-    """Parameters as ``name value`` pairs, numbers short."""
+    """Optuna's parameters as ``name value`` pairs, numbers short."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )

@@ -28,7 +28,7 @@ from search.events import (
 
 @contextlib.contextmanager
 def event_view(console: Console) -> Iterator[Show]:
-    """Something that shows events: live where the console is a terminal, else a line each."""
+    """Something that shows events: live if the console is a terminal, else a line for each."""
     eta = Eta()
     if not console.is_terminal:
 
@@ -37,8 +37,8 @@ def event_view(console: Console) -> Iterator[Show]:
             eta.note(event)
             if isinstance(event, SearchProgress) and before is not None and before.stage == event.stage:
                 return
-            now = datetime.datetime.now().astimezone().strftime("%H:%M:%S")
-            console.print(f"{now}  {log_line(event, eta)}", markup=False, highlight=False, soft_wrap=True)
+            clock = datetime.datetime.now().astimezone().strftime("%H:%M:%S")
+            console.print(f"{clock}  {log_line(event, eta)}", markup=False, highlight=False, soft_wrap=True)
 
         yield log
         return
@@ -49,7 +49,7 @@ def event_view(console: Console) -> Iterator[Show]:
             eta.note(event)
             screen.note(event)
             if isinstance(event, TrialFinished | Note | RetrainStarted):
-                # The picture below holds what a finished trial's log line says of the whole study.
+                # The screen below shows what a finished trial's log line says of the whole study.
                 if isinstance(event, TrialFinished):
                     line = f"{eta.noun} {event.number}: {_outcome_text(event)}"
                 else:
@@ -60,7 +60,7 @@ def event_view(console: Console) -> Iterator[Show]:
 
 
 class Eta:
-    """How the whole search stands, and the time left in it from the pace of this very run."""
+    """How the whole search stands, and the time left in it, from the pace of this run alone."""
 
     def __init__(self) -> None:
         self.progress: SearchProgress | None = None
@@ -75,7 +75,7 @@ class Eta:
 
     @property
     def noun(self) -> str:
-        """What one training is called: in the confirmation, numbers are not those of the search's trials."""
+        """What a training is called: in the confirmation, numbers are not those of the search's trials."""
         return "confirming run" if self.progress is not None and self.progress.stage == "confirm" else "trial"
 
     def text(self) -> str:
@@ -89,7 +89,7 @@ class Eta:
 
 
 class LiveScreen:
-    """The live picture: budget, running trials, best so far. Rich asks for it four times a second."""
+    """The live view: budget, running trials, best so far. Rich renders it four times a second."""
 
     def __init__(self, eta: Eta) -> None:
         self._eta = eta
@@ -118,27 +118,33 @@ class LiveScreen:
                 assert_never(event)
 
     def __rich__(self) -> RenderableType:
+        progress = self._eta.progress
         parts: list[RenderableType] = []
-        if self._eta.progress:
-            count = self._eta.progress.budget
-            parts.append(_bar(self._eta.progress.stage, count.done, count.requested, self._eta.text()))
+        if progress:
+            count = progress.budget
+            parts.append(_bar(progress.stage, count.done, count.requested, self._eta.text()))
             parts.append(f"  {count.complete} complete, {count.pruned} pruned" + _failed(count))
+        parts += self._running()
+        if progress and progress.best:
+            parts.append(f"  best so far: {escape(best_text(progress.best))}")
+        if self._retrain:
+            epoch = self._retrain_epoch
+            left = f"about {duration(epoch.left)} left" if epoch else ""
+            done = epoch.result.epoch if epoch else 0
+            parts.append(_bar(f"retrain {self._retrain.what}", done, self._retrain.epochs, left))
+            if epoch:
+                parts.append(f"  {escape(_retrain_text(epoch))}")
+        return Group(*parts)
+
+    def _running(self) -> Iterator[str]:
+        """Two lines for each of the first trials in training."""
         devices = {worker.trial: worker.device for worker in self._eta.progress.workers} if self._eta.progress else {}
         for started, epoch, since in list(self._trials.values())[:MOST_TRIALS_SHOWN]:
-            parts.append(f"  {self._eta.noun} {started.number}: {escape(params_text(started.params))}")
+            yield f"  {self._eta.noun} {started.number}: {escape(params_text(started.params))}"
             device = f", {devices[started.number]}" if started.number in devices and len(self._trials) > 1 else ""
-            parts.append(f"    {_trial_progress(epoch, since)}{escape(device)}")
+            yield f"    {_trial_progress(epoch, since)}{escape(device)}"
         if len(self._trials) > MOST_TRIALS_SHOWN:
-            parts.append(f"  and {len(self._trials) - MOST_TRIALS_SHOWN} more")
-        if self._eta.progress and self._eta.progress.best:
-            parts.append(f"  best so far: {escape(best_text(self._eta.progress.best))}")
-        if self._retrain:
-            done = self._retrain_epoch.result.epoch if self._retrain_epoch else 0
-            left = f"about {duration(self._retrain_epoch.left)} left" if self._retrain_epoch else ""
-            parts.append(_bar(f"retrain {self._retrain.what}", done, self._retrain.epochs, left))
-            if self._retrain_epoch:
-                parts.append(f"  {escape(_retrain_text(self._retrain_epoch))}")
-        return Group(*parts)
+            yield f"  and {len(self._trials) - MOST_TRIALS_SHOWN} more"
 
 
 MOST_TRIALS_SHOWN = 8
