@@ -1,4 +1,4 @@
-# Not the slim one: networks on the CPU train with code compiled for its very processor, and torch.compile and Triton,
+# Not the slim image: networks on the CPU train with code compiled for their processor, and torch.compile and Triton,
 # which a long retrain on a GPU uses, need a compiler as well.
 FROM python:3.12
 
@@ -19,8 +19,8 @@ RUN useradd --uid 10001 --user-group --create-home search \
 
 WORKDIR /opt/block-search
 
-# Dependencies first, with those of `--artifacts s3://`: several GB that only a change of pyproject.toml brings in anew.
-# torch's wheels bring CUDA.
+# Dependencies first, with those of `--artifacts s3://`: several GB that are installed again only when pyproject.toml
+# changes. torch's wheels bring CUDA.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
       print(*project['dependencies'], *project['optional-dependencies']['s3'], sep='\n')" > /tmp/requirements.txt \

@@ -1,7 +1,7 @@
-"""A search on a simulated clock: samplers and pruners as they are, trainings drawn from a surrogate.
+"""A search on a simulated clock: real samplers and pruners, trainings drawn from a surrogate.
 
-Workers are asynchronous, as in a real study: each takes its next configuration the moment it is free, and the sampler
-and the pruner know what had been reported by then and no more.
+Workers are asynchronous, as in a real study: each takes its next configuration as soon as it is free, and the sampler
+and the pruner know only what was reported by then.
 """
 
 import heapq
@@ -21,10 +21,10 @@ from search.attributes import SLOT
 from search.config.space import SearchSpace, sample
 
 SamplerAt = Callable[[int], BaseSampler]
-"""The sampler of each slot; one that remembers what it did is the same for all slots."""
+"""The sampler of each slot; a sampler with a memory is the same for all slots."""
 
 Given = Callable[[int, Callable[[], Sequence[FrozenTrial]]], Mapping[str, Any]]
-"""Parameters that a slot has from the outset, from its number and the trials so far."""
+"""Parameters that a slot is given, from its number and the trials so far."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Method:
     Attributes:
         make: sampler and pruner of a search with that seed.
         given: see `Given`.
-        audited: share of the configurations that run to their end also where the pruner would stop them.
+        audited: share of the configurations that run to their end even if the pruner would stop them.
         spared: slots that the pruner is not asked about.
     """
 
@@ -50,10 +50,10 @@ class Ended:
 
     Attributes:
         seconds: on the clock, when it ended.
-        number: in the order of beginning.
+        number: in the order of starting.
         params: Optuna parameters.
-        curve: as much as was seen of it.
-        whole: what it would have ended at.
+        curve: accuracy after each epoch that was trained.
+        whole: accuracy at the end of the whole training.
         stopped: by the pruner.
         would_stop: the epoch after which the pruner wanted to stop it, whether or not it did.
     """
@@ -85,7 +85,7 @@ def simulate(
     overhead: float = 0.0,
     trials: int | None = None,
 ) -> list[Ended]:
-    """Search until the clock is past ``seconds`` or ``trials`` have begun; what had ended by then, in that order.
+    """Search until the clock is past ``seconds`` or ``trials`` have begun; those that ended by then, in that order.
 
     Args:
         surrogate: of the space's curves.
@@ -94,17 +94,17 @@ def simulate(
         seed: of sampler, pruner, training seeds and audit; two methods with one seed get the same noise.
         seconds: of every worker.
         workers: that search at once.
-        overhead: seconds of a trial beside its epochs.
-        trials: at most; None: as many as there is time for.
+        overhead: seconds of a trial besides its epochs.
+        trials: at most; None: as many as time allows.
     """
-    noise, lots = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    noise, audit_rng = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     sampler_at, pruner = method.make(seed)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     ended: list[Ended] = []
     begun = 0
     events: list[tuple[float, int, _Running]] = []
 
-    def begin(now: float) -> None:
+    def begin(time: float) -> None:
         nonlocal begun
         if trials is not None and begun >= trials:
             return
@@ -116,13 +116,13 @@ def simulate(
         sample(space, trial)
         begun += 1
         running = _Running(trial, surrogate.draw(trial.params, noise))
-        heapq.heappush(events, (now + overhead + running.curve.seconds[0], trial.number, running))
+        heapq.heappush(events, (time + overhead + running.curve.seconds[0], trial.number, running))
 
     for _ in range(workers):
         begin(0.0)
     while events:
-        now, number, running = heapq.heappop(events)
-        if now > seconds:
+        time, number, running = heapq.heappop(events)
+        if time > seconds:
             break
         running.epoch += 1
         trial, curve, epoch = running.trial, running.curve, running.epoch
@@ -131,15 +131,15 @@ def simulate(
         stopped = False
         if not last and running.would_stop is None and number not in method.spared and trial.should_prune():
             running.would_stop = epoch
-            stopped = bool(lots.random() >= method.audited)
+            stopped = bool(audit_rng.random() >= method.audited)
         if not (last or stopped):
-            heapq.heappush(events, (now + curve.seconds[epoch], number, running))
+            heapq.heappush(events, (time + curve.seconds[epoch], number, running))
             continue
         if stopped:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, curve.accuracy[-1])
         seen = curve.accuracy[:epoch]
-        ended.append(Ended(now, number, trial.params, seen, curve.accuracy[-1], stopped, running.would_stop))
-        begin(now)
+        ended.append(Ended(time, number, trial.params, seen, curve.accuracy[-1], stopped, running.would_stop))
+        begin(time)
     return ended

@@ -5,9 +5,9 @@
 
 Trains configurations that fill the space evenly (a scrambled Sobol sequence) at full trial length without pruning, each
 from a seed of its own; every fourth one from `REPEATS` further seeds, for the noise. The file's first line says what
-was measured on; each further one is a training: its parameters, the validation accuracy after every epoch and the
-seconds that each epoch took, validation included. Trainings that are there already are not repeated, so a run that
-was cut off goes on. Run it alone on the machine: the seconds are what searches are charged.
+was measured on; each further line is a training: its parameters, the validation accuracy after every epoch and the
+seconds that each epoch took, validation included. Trainings in the file are not repeated, so an interrupted run
+continues. Run it alone on the machine: searches are charged these seconds.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from search.host.environment import environment
 from search.samplers.unit_cube import point
 
 REPEATED = 4
-"""One configuration in so many is trained from more than one seed."""
+"""One configuration in this many is trained from more than one seed."""
 REPEATS = 2
 
 
@@ -54,19 +54,19 @@ class Training:
 
 
 def plan(config: StudyConfig, configurations: int) -> list[Training]:
-    """Trainings in an order in which every beginning of the list fills the space and has its share of repeats."""
+    """Trainings in an order in which every prefix of the list fills the space and has its share of repeats."""
     forms = parameter_distributions(config.space)
     cube = qmc.Sobol(len(forms), seed=0).random_base2((configurations - 1).bit_length())
-    found: list[Training] = []
+    trainings: list[Training] = []
     for number in range(configurations):
         params = relevant(config.space, point(forms, cube[number].tolist()))
         for _ in range(1 + REPEATS if number % REPEATED == 0 else 1):
-            found.append(Training(number, len(found), params))
-    return found
+            trainings.append(Training(number, len(trainings), params))
+    return trainings
 
 
 def curve(split: Split, config: StudyConfig, training: Training) -> dict[str, Any]:
-    """Train one configuration and tell its curve; one that diverges has a curve that ends early."""
+    """Train one configuration; its curve, which ends early if the training diverges."""
     settings = settings_of(config.space, training.params)
     chosen = trial_config(settings, config.trial.epochs, training.seed, len(split.classes))
     network = build_network(chosen.network, training.seed, split.fit_images.device)
@@ -101,23 +101,23 @@ def header(study: str, config: StudyConfig, split: Split, device: torch.device) 
     }
 
 
-def missing(path: Path, told: dict[str, Any], wanted: list[Training]) -> Iterator[Training]:
+def missing(path: Path, conditions: dict[str, Any], trainings: list[Training]) -> Iterator[Training]:
     """Trainings that the file lacks.
 
     Raises:
-        SystemExit: it holds curves of something else.
+        SystemExit: it holds curves measured on something else.
     """
     if not path.exists():
-        path.write_text(json.dumps(told) + "\n")
-    # A line that has no end was being written when something killed this.
+        path.write_text(json.dumps(conditions) + "\n")
+    # A line without an end was being written when the process was killed.
     whole = path.read_text().rpartition("\n")[0] + "\n"
     path.write_text(whole)
     first, *rest = map(json.loads, whole.splitlines())
     for key in ("space", "trial", "images", "device"):
-        if first[key] != told[key]:
+        if first[key] != conditions[key]:
             raise SystemExit(f"{path} holds curves with another {key}; give these another --out")
-    there = {row["seed"] for row in rest}
-    return (training for training in wanted if training.seed not in there)
+    measured = {row["seed"] for row in rest}
+    return (training for training in trainings if training.seed not in measured)
 
 
 def main() -> None:
@@ -136,15 +136,15 @@ def main() -> None:
     device = resolve_device(given.device)
     split = load_split("cifar10", data_folder(given.data_dir), DIVISION_SEED, device)
     split = split if config.trial.train_images is None else first_images(split, config.trial.train_images)
-    wanted = plan(config, given.configurations)
-    for training in missing(given.out, header(given.study, config, split, device), wanted):
+    trainings = plan(config, given.configurations)
+    for training in missing(given.out, header(given.study, config, split, device), trainings):
         if time.monotonic() - began > 60 * given.minutes:
             break
         row = curve(split, config, training)
         with given.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         last = row["accuracy"][-1] if row["accuracy"] else 0.0
-        print(f"{training.seed + 1} of {len(wanted)}: {100 * last:.2f} %, {sum(row['seconds']):.1f} s", flush=True)
+        print(f"{training.seed + 1} of {len(trainings)}: {100 * last:.2f} %, {sum(row['seconds']):.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """The default search against random search without pruning, on real trainings, for the same wall time.
 
-    python -m benchmarks.searching.duel --out FOLDER [--seconds 300] [--seeds 3] [--fresh 4] [--study cpu] [--dataset
-    cifar10]
-        [--device auto] [--data-dir DIR]
+    python -m benchmarks.searching.duel --out FOLDER [--seconds 300] [--seeds 3] [--fresh 4] [--study cpu]
+        [--dataset cifar10] [--device auto] [--data-dir DIR]
 
-For each seed both run in turn, as anybody runs them (`python -m search run --timeout`), on the same machine. What each
-would hand over, the configuration with the best score, is then trained again from fresh seeds, the same for all: scores
-of a search flatter themselves. A line of FOLDER/searches.jsonl for each search; those that are there are not repeated.
-Run it alone on the machine.
+For each seed both run in turn, as a user runs them (`python -m search run --timeout`), on the same machine. What each
+would hand over, the configuration with the best score, is then trained again from fresh seeds, the same for all: the
+best score of a search is optimistic. Each search is a line of FOLDER/searches.jsonl; searches in the file are not
+repeated. Run it alone on the machine.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from search.host.environment import environment
 
 METHODS = ("default", "random")
 FIRST_SEED = 900_001
-"""Of the fresh ones: no search has it, nor a confirmation."""
+"""The first fresh seed: no search and no confirmation uses it."""
 RANDOM = """
 [sampler]
 kind = "random"
@@ -49,12 +48,12 @@ repeats = 0
 def without_knowledge(text: str) -> str:
     """A study file as one of random search: without pruning, repeats and known good configurations."""
     tables = re.split(r"(?m)^(?=\[)", text)
-    kept = [table for table in tables if not re.match(r"\[\[?(sampler|pruner|noise|start)\b", table)]
-    return "".join(kept) + RANDOM
+    rest = [table for table in tables if not re.match(r"\[\[?(sampler|pruner|noise|start)\b", table)]
+    return "".join(rest) + RANDOM
 
 
 def searched(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """One search by the command line; how it stands in the end.
+    """One search by the command line; its summary.
 
     Raises:
         subprocess.CalledProcessError: the search failed.
@@ -71,27 +70,27 @@ def searched(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any
     ]  # fmt: skip
     with (given.out / f"{name}.log").open("w") as log:
         subprocess.run([sys.executable, "-m", "search", *map(str, words), *storage], stdout=log, check=True)
-    told: dict[str, Any] = json.loads((given.out / name / "summary.json").read_text())
-    return told
+    summary: dict[str, Any] = json.loads((given.out / name / "summary.json").read_text())
+    return summary
 
 
 def trained_again(split: Split, config: StudyConfig, params: Mapping[str, Any], fresh: int) -> list[float]:
-    """Accuracies of a configuration from fresh seeds; one that diverged is worth a guess."""
-    rows = [curve(split, config, Training(0, FIRST_SEED + place, dict(params))) for place in range(fresh)]
+    """Accuracies of a configuration from fresh seeds; a training that diverged counts as a guess."""
+    rows = [curve(split, config, Training(0, FIRST_SEED + index, dict(params))) for index in range(fresh)]
     whole = config.trial.epochs
     return [row["accuracy"][-1] if len(row["accuracy"]) == whole else 1 / len(split.classes) for row in rows]
 
 
 def row_of(method: str, seed: int, split: Split, config: StudyConfig, given: argparse.Namespace) -> dict[str, Any]:
     """One search and what it found."""
-    told = searched(method, seed, given)
-    best = told["best"]
+    summary = searched(method, seed, given)
+    best = summary["best"]
     return {
         "method": method,
         "seed": seed,
         "seconds": given.seconds,
-        "complete": told["budget"]["complete"],
-        "pruned": told["budget"]["pruned"],
+        "complete": summary["budget"]["complete"],
+        "pruned": summary["budget"]["pruned"],
         "score": best["val_accuracy"],
         "params": best["params"],
         "fresh": trained_again(split, config, best["params"], given.fresh),
@@ -100,11 +99,11 @@ def row_of(method: str, seed: int, split: Split, config: StudyConfig, given: arg
     }
 
 
-def told(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def comparison(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each search in Markdown, and the mean difference between the two methods with its 95 % interval."""
     lines = ["| seed | method | trials | best score | over fresh seeds |", "| --- | --- | --- | --- | --- |"]
     means: dict[tuple[str, int], float] = {}
-    for row in sorted(rows, key=lambda one: (one["seed"], one["method"])):
+    for row in sorted(rows, key=lambda row: (row["seed"], row["method"])):
         mean = means[row["method"], row["seed"]] = statistics.mean(row["fresh"])
         trials = f"{row['complete']} to their end, {row['pruned']} stopped"
         again = f"{mean:.2%} (n = {len(row['fresh'])})"
@@ -122,7 +121,7 @@ def told(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Search what the folder lacks, then tell."""
+    """Run the searches that the folder lacks, then compare."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.searching.duel", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=int, default=300)
@@ -149,7 +148,7 @@ def main() -> None:
             rows.append(row_of(method, seed, split, config, given))
             with file.open("a") as lines:
                 lines.write(json.dumps(rows[-1]) + "\n")
-    print("\n".join(told(rows)))
+    print("\n".join(comparison(rows)))
 
 
 if __name__ == "__main__":

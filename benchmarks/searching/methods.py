@@ -20,23 +20,23 @@ from search.samplers.slots import build_sampler, given_parameters
 DEFAULT = "default"
 RANDOM = "random"
 SLOW = ("Syne Tune ASHABORE", "Syne Tune ASHACQR")
-"""Think for half a second and more before every trial; compared where they are named."""
+"""They take half a second and more before every trial; compared only if they are named."""
 
 
 def _optuna(
     sampler: Callable[..., BaseSampler], pruner: Callable[[], BasePruner] = pruners.NopPruner, **options: Any
 ) -> Method:
-    """Optuna as its users have it: one sampler for a whole search."""
+    """Optuna as its users run it: one sampler for a whole search."""
 
     def make(seed: int) -> tuple[SamplerAt, BasePruner]:
-        one = sampler(seed=seed, **options)
-        return lambda _: one, pruner()
+        seeded = sampler(seed=seed, **options)
+        return lambda _: seeded, pruner()
 
     return Method(make)
 
 
 def _ours(config: StudyConfig, **changes: Any) -> Method:
-    """A study as `search.worker.loop` works it off, with other tables in its file."""
+    """A study as `search.worker.loop` runs it, with other tables in its file."""
     changed = config.model_copy(update=changes)
 
     def make(seed: int) -> tuple[SamplerAt, BasePruner]:

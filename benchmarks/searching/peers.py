@@ -1,7 +1,8 @@
-"""Schedulers of other tools in the place of an Optuna sampler and pruner, so that all search on the same clock.
+"""Schedulers of other tools in place of an Optuna sampler and pruner, so that all search on the same clock.
 
-Ray Tune's and Syne Tune's own classes, driven as their own loops drive them: asked for a configuration, told of every
-epoch, asked whether to stop. A tool that is not installed is left out: ``pip install '.[peers]'`` brings them.
+Ray Tune's and Syne Tune's own classes, driven as their own loops drive them: they suggest a configuration, get every
+epoch's result and decide whether to stop. A tool that is not installed is left out; ``pip install '.[peers]'`` installs
+them.
 """
 
 import datetime
@@ -25,26 +26,26 @@ ACCURACY, EPOCH = "accuracy", "training_iteration"
 
 def peers(space: SearchSpace, epochs: int) -> dict[str, Method]:
     """The methods of those tools that are installed, by name."""
-    found: dict[str, Method] = {}
+    installed: dict[str, Method] = {}
     if importlib.util.find_spec("ray") and importlib.util.find_spec("pyarrow"):  # Ray alone comes without its Tune
-        found["Ray Tune ASHA"] = Method(lambda seed: _ray_asha(seed, epochs))
+        installed["Ray Tune ASHA"] = Method(lambda seed: _ray_asha(seed, epochs))
     if importlib.util.find_spec("syne_tune"):
         from syne_tune.optimizer import baselines
 
         logging.getLogger("syne_tune").setLevel(logging.ERROR)
         for name in ("ASHA", "BOHB", "ASHABORE", "ASHACQR"):
-            found[f"Syne Tune {name}"] = Method(_syne_tune(getattr(baselines, name), space, epochs))
-    return found
+            installed[f"Syne Tune {name}"] = Method(_syne_tune(getattr(baselines, name), space, epochs))
+    return installed
 
 
-class _Told(BasePruner):
+class _SchedulerPruner(BasePruner):
     """Asks a scheduler after every epoch."""
 
-    def __init__(self, told: Callable[[FrozenTrial], bool]) -> None:
-        self._told = told
+    def __init__(self, stops: Callable[[FrozenTrial], bool]) -> None:
+        self._stops = stops
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:  # noqa: ARG002
-        return self._told(trial)
+        return self._stops(trial)
 
 
 def _result(trial: FrozenTrial) -> dict[str, Any]:
@@ -59,16 +60,16 @@ def _ray_asha(seed: int, epochs: int) -> tuple[SamplerAt, BasePruner]:
     scheduler = AsyncHyperBandScheduler(time_attr=EPOCH, metric=ACCURACY, mode="max", max_t=epochs)
     sampler = RandomSampler(seed=seed)
 
-    def told(trial: FrozenTrial) -> bool:
+    def stops(trial: FrozenTrial) -> bool:
         theirs = SimpleNamespace(trial_id=trial.number)
         if trial.last_step == 1:
             scheduler.on_trial_add(None, theirs)
         return bool(scheduler.on_trial_result(None, theirs, _result(trial)) == TrialScheduler.STOP)
 
-    return lambda _: sampler, _Told(told)
+    return lambda _: sampler, _SchedulerPruner(stops)
 
 
-class _Suggested(BaseSampler):
+class _SchedulerSampler(BaseSampler):
     """Takes its configurations from a scheduler of Syne Tune."""
 
     def __init__(self, scheduler: Any, forms: Mapping[str, BaseDistribution]) -> None:
@@ -92,7 +93,7 @@ class _Suggested(BaseSampler):
         return dict(config)
 
     def sample_independent(self, *_: Any) -> Any:
-        raise NotImplementedError("every parameter is the scheduler's")
+        raise NotImplementedError("the scheduler samples every parameter")
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:  # noqa: ARG002
         theirs = self.trials.pop(trial.number)
@@ -113,13 +114,13 @@ def _syne_tune(
 
     def of_seed(seed: int) -> tuple[SamplerAt, BasePruner]:
         scheduler = make(domains, metric=ACCURACY, time_attr=EPOCH, max_t=epochs, do_minimize=False, random_seed=seed)
-        sampler = _Suggested(scheduler, forms)
+        sampler = _SchedulerSampler(scheduler, forms)
 
-        def told(trial: FrozenTrial) -> bool:
+        def stops(trial: FrozenTrial) -> bool:
             decision = scheduler.on_trial_result(sampler.trials[trial.number], _result(trial))
             return bool(decision == SchedulerDecision.STOP)
 
-        return lambda _: sampler, _Told(told)
+        return lambda _: sampler, _SchedulerPruner(stops)
 
     return of_seed
 

@@ -3,8 +3,8 @@
 For every epoch a Gaussian process (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, chapter 2;
 Matern kernel, a length scale for every feature) gives the accuracy that a configuration has on average over seeds, and
 one more its seconds. What a seed adds is drawn from a normal distribution over whole curves, whose covariance comes
-from configurations that were trained from several seeds. Surrogates of this kind rank optimisers as the real thing
-does (Eggensperger et al., Efficient benchmarking of hyperparameter optimizers via surrogates, AAAI 2015).
+from configurations that were trained from several seeds. Surrogates of this kind rank optimisers as real trainings
+do (Eggensperger et al., Efficient benchmarking of hyperparameter optimizers via surrogates, AAAI 2015).
 """
 
 import warnings
@@ -47,7 +47,7 @@ class Surrogate:
         forms: of the space.
         epochs: of a whole training.
         noise: covariance (epochs, epochs) that a seed adds to a curve.
-        error: what `cross_validate` found.
+        error: of predictions that it was not fitted to.
     """
 
     forms: Forms
@@ -78,7 +78,7 @@ class Error:
     """How far a surrogate is from trainings that it was not fitted to, in accuracy at the last epoch.
 
     Attributes:
-        rmse: root mean square error; it holds the noise of the seeds, too.
+        rmse: root mean square error; it includes the noise of the seeds.
         spearman: rank correlation of predictions and trainings.
         seeds: standard deviation between seeds of one configuration: no surrogate can have a smaller error.
         seconds: root mean square error of the seconds of an epoch, as a share of them.
@@ -98,7 +98,7 @@ def fit_surrogate(forms: Forms, curves: Sequence[Curve], chance: float = 0.1) ->
     Args:
         forms: of the space.
         curves: of trainings; one that diverged has a shorter curve.
-        chance: accuracy of a guess, which is what a diverged training is worth from there on.
+        chance: accuracy of a guess; a diverged training counts as one from there on.
 
     Raises:
         ValueError: fewer than two curves, or no configuration was trained twice.
@@ -123,7 +123,7 @@ def fit_surrogate(forms: Forms, curves: Sequence[Curve], chance: float = 0.1) ->
 
 
 def _rows(forms: Forms, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    return np.stack([features(forms, one) for one in params])
+    return np.stack([features(forms, configuration) for configuration in params])
 
 
 def _covariance_within(rows: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
@@ -131,9 +131,9 @@ def _covariance_within(rows: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     _, group = np.unique(rows, axis=0, return_inverse=True)
     total, freedom = np.zeros((accuracy.shape[1],) * 2), 0
     for number in range(group.max() + 1):
-        mine = accuracy[group == number]
-        total += (mine - mine.mean(0)).T @ (mine - mine.mean(0))
-        freedom += len(mine) - 1
+        curves = accuracy[group == number]
+        total += (curves - curves.mean(0)).T @ (curves - curves.mean(0))
+        freedom += len(curves) - 1
     if not freedom:
         raise ValueError("no configuration was trained twice, so nothing tells the noise between seeds")
     return total / freedom
@@ -155,7 +155,7 @@ def _regress(kernel: Kernel, rows: np.ndarray, values: np.ndarray, optimizer: st
 def _predicted_blind(kernel: Kernel, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Every value as predicted from the configurations of other folds."""
     _, group = np.unique(rows, axis=0, return_inverse=True)
-    found = np.empty_like(values)
+    predicted = np.empty_like(values)
     for known, unknown in GroupKFold(min(FOLDS, int(group.max()) + 1)).split(rows, groups=group):
-        found[unknown] = _regress(kernel, rows[known], values[known], None).predict(rows[unknown])
-    return found
+        predicted[unknown] = _regress(kernel, rows[known], values[known], None).predict(rows[unknown])
+    return predicted

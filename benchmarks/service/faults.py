@@ -30,7 +30,7 @@ from search.storage.url import storage_url
 
 def main() -> None:
     """Run the scenarios and print a JSON line for each result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.service.faults", description=__doc__)
     parser.add_argument("--only", default="kills,sqlite,outage,dropped,preempted,throughput")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,17 +1,16 @@
-"""What a trial costs beside its training, from the first one to the last of a long study.
+"""What a trial costs besides its training, from the first one to the last of a long study.
 
     python -m benchmarks.service.growth [--trials 2000] [--storage sqlite|postgres|both] [--json FILE]
 
-One worker (`search.worker.loop.run_worker`, in this process) works a study of N trials off at its real seat, with the
-TPE sampler
-and the percentile pruner of the shipped studies; only the training itself is left out: an epoch takes no time and
+One worker (`search.worker.loop.run_worker`, in this process) runs a study of N trials with its real trial runner, the
+sampler and the percentile pruner of the shipped studies. Only the training is left out: an epoch takes no time and
 reports a number that its learning rate decides. What is left is what a trial costs around its training: lease,
 sampling, building the network, storage, checkpoints. For every bucket of trials:
 
-rest        ms a trial, all in all but the next two
+rest        ms a trial, in all but the next two
 sampler     ms a trial in Optuna's sampler, without the reading of trials from the database
 pruner      the same of its pruner
-statements  SQL statements a trial, and transactions that they came in
+statements  SQL statements a trial, and the transactions that hold them
 memory      resident set of the process at the bucket's end
 """
 
@@ -127,7 +126,7 @@ class Meter:
             self.texts.append("COMMIT")
 
     def _time(self, patches: ExitStack, owner: type, name: str, whose: str | None) -> None:
-        """Count the time spent in a method for ``whose``; None: for nobody, also where somebody's method calls it."""
+        """Count the time spent in a method for ``whose``; None: for none, even if a counted method calls it."""
         plain = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -171,7 +170,7 @@ def definition(trials: int) -> StudyConfig:
 
 
 def untrained(_: object, __: object, config: FitConfig, *, state: FitState) -> Iterator[EpochResult]:
-    """In the place of `model.fit.fit`: epochs that take no time."""
+    """Instead of `model.fit.fit`: epochs that take no time."""
     for epoch in range(state.epoch + 1, config.epochs + 1):
         accuracy = config.lr / (1 + config.lr) * (1 - 0.5**epoch)
         state.epoch = epoch
@@ -185,7 +184,7 @@ def blank_split() -> Split:
 
 
 def grow(url: URL, folder: Path, config: StudyConfig) -> Meter:
-    """Work a new study off and count."""
+    """Run a new study to its end and count."""
     create_study(url, "growth", config, DatasetRecord("digits", "blank", tuple("0123456789"), 10, 10, False))
     meter = Meter()
 
@@ -206,7 +205,7 @@ def grow(url: URL, folder: Path, config: StudyConfig) -> Meter:
 
 
 def buckets(marks: Sequence[Mark], size: int) -> list[dict[str, Any]]:
-    """Means over so many trials each."""
+    """Means over ``size`` trials each."""
     rows = []
     for first in range(0, len(marks) - 1, size):
         last = min(first + size, len(marks) - 1)
@@ -235,8 +234,8 @@ def show_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Grow a study on each storage asked for and print a table for each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Grow a study on each chosen storage and print a table for each."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.service.growth", description=__doc__)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--storage", choices=["sqlite", "postgres", "both"], default="sqlite")
     parser.add_argument("--json", type=Path)

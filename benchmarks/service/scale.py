@@ -1,17 +1,17 @@
 """Ten thousand one-second trials by hundreds of workers on one PostgreSQL: what the storage costs, and what limits it.
 
     python -m benchmarks.service.scale [--workers 256] [--trials 10000] [--seconds 1] [--processes 8] [--epochs 1]
-    [--json FILE]
+        [--json FILE]
 
 Real workers (`search.worker.loop.run_worker`), each with its own lease, heartbeats and database connection; only the
-training is
-a nap. Many are threads of one process, since 256 processes with PyTorch do not fit a small machine: that saves memory
-and costs what threads of one Python cost each other. Random sampling, no pruning, the shipped studies' heartbeat.
+training is a nap. Many are threads of one process, because 256 processes with PyTorch do not fit a small machine: that
+saves memory and costs what threads of one Python cost each other. Random sampling, no pruning, the shipped studies'
+heartbeat.
 
-The ideal is ceil(trials / workers) naps. Told beside it: ask (from one trial's end to the next one's nap: lease, trial,
-sampling) and tell (from the nap's end until the slot is closed), processor time of the database and of the workers per
-trial, statements and transactions per trial, connections. Where all processors are busy, it is they who set the pace:
-the two figures per trial then tell at what rate the database alone would be busy (`model`).
+The ideal is ceil(trials / workers) naps. The report compares with it, and adds: ask (from one trial's end to the next
+one's nap: lease, trial, sampling) and tell (from the nap's end until the slot is closed), processor time of the
+database and of the workers per trial, transactions per trial, connections. If all processors are busy, they set the
+pace; the two times per trial then say at what rate the database alone would be busy (`model`).
 """
 
 import argparse
@@ -60,13 +60,13 @@ NAME = "scale"
 
 
 def host(given: argparse.Namespace) -> None:
-    """Work with so many workers, each a thread, once the file says go; at the end write when what happened."""
+    """Run the workers of one process, each a thread, once the file exists; at the end write what happened when."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = storage_url(None)
     events: list[list[tuple[str, float]]] = [[] for _ in range(given.workers)]
     ready = threading.Barrier(given.workers + 1)
 
-    def one(index: int) -> None:
+    def work(index: int) -> None:
         def note(what: str, **_: object) -> None:
             events[index].append((what, time.time()))
 
@@ -81,7 +81,7 @@ def host(given: argparse.Namespace) -> None:
         options = WorkerOptions(url, NAME, "cpu", Path("none"), Path("none"), number=given.first + index)
         worker.run_worker(options, lambda _: None, StopRequest(), take_seat)
 
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(given.workers)]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(given.workers)]
     for thread in threads:
         thread.start()
     ready.wait()
@@ -97,7 +97,7 @@ def host(given: argparse.Namespace) -> None:
 
 
 class Database:
-    """What the server's processes have used: those that have ended are counted by their parent."""
+    """What the server's processes have used; their parent counts those that have ended."""
 
     def __init__(self, url: URL) -> None:
         self._engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_size=1)
@@ -109,12 +109,12 @@ class Database:
             return connection.scalar(sa.text(query))
 
     def set_up(self, connections: int) -> None:
-        """Ask for room for so many connections, which takes a restart."""
+        """Ask for room for this many connections, which takes a restart."""
         with self._engine.connect() as connection:
             connection.execute(sa.text(f"ALTER SYSTEM SET max_connections = {connections}"))
 
     def cpu(self) -> float:
-        """Seconds of all processes that ever were."""
+        """Processor seconds of all its processes so far."""
         assert self._server is not None
         times = self._server.cpu_times()
         total = times.user + times.system + times.children_user + times.children_system
@@ -127,7 +127,7 @@ class Database:
         return float(total)
 
     def connections(self) -> int:
-        """Of clients, now, without this one."""
+        """Client connections at this moment, without this one."""
         query = "SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend'"
         return int(self._value(query))
 
@@ -163,9 +163,9 @@ def measure(url: URL, folder: Path, given: argparse.Namespace) -> dict[str, Any]
         time.sleep(0.5)
     busy_before, database_before, transactions = psutil.cpu_times(), database.cpu(), database.transactions()
     go.touch()
-    most = 0
+    most_connections = 0
     while any(child.poll() is None for child in children):
-        most = max(most, database.connections())
+        most_connections = max(most_connections, database.connections())
         time.sleep(1)
     spent = database.cpu() - database_before
     busy = psutil.cpu_times()
@@ -177,7 +177,7 @@ def measure(url: URL, folder: Path, given: argparse.Namespace) -> dict[str, Any]
         "seconds": given.seconds,
         "epochs": given.epochs,
         **latencies(hosts, given),
-        "connections": most,
+        "connections": most_connections,
         "transactions_per_trial": round((database.transactions() - transactions) / given.trials, 1),
         "database_cpu_ms_per_trial": round(1000 * spent / given.trials, 2),
         "workers_cpu_ms_per_trial": round(1000 * sum(host["cpu"] for host in hosts) / given.trials, 2),
@@ -222,7 +222,7 @@ def outcome(url: URL) -> dict[str, int]:
 
 
 def model(result: dict[str, Any], database_cores: int) -> dict[str, Any]:
-    """How far the database would go with so many cores of its own: an upper bound, from its processor time alone."""
+    """How far the database would go with that many cores of its own: an upper bound, from its processor time alone."""
     rate = 1000 * database_cores / result["database_cpu_ms_per_trial"]
     return {
         "database_cores": database_cores,
@@ -233,7 +233,7 @@ def model(result: dict[str, Any], database_cores: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def server(folder: Path, connections: int) -> Iterator[URL]:
-    """A PostgreSQL of our own with room for so many connections."""
+    """A PostgreSQL of our own with room for that many connections."""
     with local_postgres(folder) as first:
         database = Database(first.url.set(password=first.password))
         database.set_up(connections)

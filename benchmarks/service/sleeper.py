@@ -1,11 +1,11 @@
 """A worker process whose trials sleep: real processes and real storage traffic, without the cost of training.
 
-    python -m benchmarks.service.sleeper ours|optuna --storage URL --name NAME --seconds 0.2 [--epochs 4] [--events
-    FILE]
+    python -m benchmarks.service.sleeper ours|optuna --storage URL --name NAME --seconds 0.2 [--epochs 4]
+        [--events FILE]
 
 ``ours`` is this project's worker (`search.worker.loop.run_worker`) at a seat that sleeps; ``optuna`` is plain Optuna's
 `study.optimize` on the same space, with heartbeats, its retry callback and MaxTrialsCallback, as its documentation
-has it. Every event is a JSON line in FILE. With ``--go`` the process waits until that file is there.
+describes it. Every event is a JSON line in FILE. With ``--go`` the process waits until that file exists.
 """
 
 import argparse
@@ -37,7 +37,7 @@ HEARTBEAT, GRACE = 2, 6
 
 
 def accuracy(lr: float, epoch: int) -> float:
-    """Something to report."""
+    """An accuracy to report, which the learning rate and the epoch decide."""
     return lr / (1 + lr) * (1 - 0.5**epoch)
 
 
@@ -102,7 +102,7 @@ def ours(arguments: argparse.Namespace, note: Note) -> None:
 
 
 def plain(arguments: argparse.Namespace, note: Note) -> None:
-    """Work as Optuna's documentation has it for many processes and faults."""
+    """Work as Optuna's documentation describes it for many processes and faults."""
     url = with_password(storage_url(arguments.storage)).render_as_string(hide_password=False)
     beats = not arguments.no_heartbeat
     storage = RDBStorage(
@@ -124,16 +124,16 @@ def plain(arguments: argparse.Namespace, note: Note) -> None:
         note("slept", trial=trial.number)
         return accuracy(settings.lr, arguments.epochs)
 
-    def told(_: optuna.Study, trial: FrozenTrial) -> None:
+    def note_told(_: optuna.Study, trial: FrozenTrial) -> None:
         note("told", trial=trial.number)
 
     budget = MaxTrialsCallback(arguments.trials, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    study.optimize(objective, callbacks=[told, budget])
+    study.optimize(objective, callbacks=[note_told, budget])
 
 
 def main() -> None:
     """Run one worker."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.service.sleeper", description=__doc__)
     parser.add_argument("kind", choices=["ours", "optuna"])
     parser.add_argument("--storage", default=None)
     parser.add_argument("--name", required=True)

@@ -30,7 +30,7 @@ FIT = FitConfig(epochs=4, lr=0.1, augment=0.2)
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Without compiled code, as on a machine that has no compiler."""
+    """Without compiled code, as on a machine without a compiler."""
     library = compiled.library
     compiled.library = lambda _: None  # type: ignore[assignment]
     try:

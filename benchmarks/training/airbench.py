@@ -1,4 +1,4 @@
-"""airbench94's network, and a plain loop of its kind: a fast public training as the measure of ours on a GPU.
+"""airbench94's network, and a plain loop of its kind: a fast public training to compare ours with on a GPU.
 
 After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, and its airbench94.py
 (uncompiled). Left out of the loop: test-time augmentation, the learning rate's fall, and Lookahead, an average of the
@@ -74,7 +74,7 @@ class AirbenchNetwork(nn.Module):
             layers += [conv(channels, width), nn.MaxPool2d(2), norm(width), nn.GELU()]
             layers += [conv(width, width), norm(width), nn.GELU()]
         self.body = nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(widths[-1], 10, bias=False))
-        # Lying on the device already: to bring them there at every step would make the host wait for it.
+        # Buffers, so on the device already: copying them there at every step would make the host wait.
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(3, 1, 1), persistent=False)
@@ -113,7 +113,7 @@ def count_flops() -> int:
 
 
 class AirbenchTrainer:
-    """A plain loop as airbench94 has it: all in half precision, images on the device and augmented all at once.
+    """A plain loop as airbench94 does it: all in half precision, images on the device and augmented all at once.
 
     Args:
         network: moved to the device and to the dtype, but for its norms.
@@ -191,13 +191,13 @@ class AirbenchTrainer:
 
 
 def flip_half(images: Tensor) -> Tensor:
-    """Flip half of the images, by chance; every other epoch flips all of them once more."""
+    """Flip half of the images at random; every other epoch flips all of them once more."""
     chosen = torch.rand(len(images), device=images.device) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def crop_each(padded: Tensor) -> Tensor:
-    """A window of its own of every image, as large as the image was before it was padded; shift by shift."""
+    """A random window of every image, as large as the image was before padding; shift by shift."""
     size, shifts = padded.shape[-1] - 2 * TRANSLATE, 2 * TRANSLATE + 1
     choice = torch.randint(shifts**2, (len(padded),), device=padded.device)
     cropped = torch.empty_like(padded[..., :size, :size])

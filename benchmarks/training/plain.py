@@ -27,8 +27,8 @@ BATCH_SIZE = 64
 """The public solution's."""
 
 LEAD_STEPS, LEAD_SECONDS = 5, 0.5
-"""So many steps, or so long, before the clock starts: they use up the four batches that the loader has ready whenever
-it was not asked for a while. Left out where steps are so long that four batches more or less do not matter.
+"""Steps, and seconds at most, before the clock starts: they use up the four batches that the loader has ready after a
+pause. Left out if steps are so long that four batches more or less do not matter.
 """
 
 
@@ -62,7 +62,7 @@ class PlainBranch(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """x' = a1 C1(x) + ... + aL CL(x) as it reads."""
+    """x' = a1 C1(x) + ... + aL CL(x), written as it reads."""
 
     def __init__(self, channels: int, width: int, pooled: bool, config: NetworkConfig) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def cifar10_images(data_dir: Path) -> Dataset[tuple[Tensor, int]]:
 
 
 class PlainTrainer:
-    """A training that goes on epoch after epoch, as long as it is asked to.
+    """A training that goes on epoch after epoch, for as long as its caller wants.
 
     Args:
         network: moved to the device.

@@ -1,11 +1,10 @@
 """What a change of a network or of its training is worth: validation accuracy, every form from the same seeds, in turn.
 
-    python -m benchmarks.training.recipe base optimizer=sgd,lr=0.3 shortcut=true [--seeds 5] [--epochs 4] [--images
-    7500]
-        [--device cpu] [--data-dir DIR] --out FILE
+    python -m benchmarks.training.recipe base optimizer=sgd,lr=0.3 shortcut=true [--seeds 5] [--epochs 4]
+        [--images 7500] [--device cpu] [--data-dir DIR] --out FILE
 
 A form is a list of settings as a study's ``[space]`` has them (`search.config.settings.TrialSettings`), over those of
-`BASE`. Every training is a line of the file, and those that are there already are not repeated.
+`BASE`. Every training is a line of the file; trainings in the file are not repeated.
 """
 
 import argparse
@@ -54,7 +53,7 @@ def training(split: Split, settings: Mapping[str, Any], epochs: int, seed: int) 
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for every form: mean accuracy, and its difference from the first form's over the seeds that both have."""
+    """A line for every form: mean accuracy, and its difference from the first form's over the seeds in common."""
     forms: dict[str, dict[int, float]] = {}
     for row in rows:
         forms.setdefault(row["form"], {})[row["seed"]] = 100 * row["accuracy"][-1]

@@ -139,7 +139,7 @@ def versions() -> dict[str, str]:
 
 def arguments_of(words: Sequence[str]) -> tuple[argparse.Namespace, torch.device, list[str]]:
     """The options, the device and the networks; ends the process if they make no sense."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.throughput", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument("--networks", help="some of them, with commas in between")

@@ -1,4 +1,4 @@
-"""A convolution by `model.kernels.winograd` beside PyTorch's own, forward and both gradients, in turns.
+"""A convolution by `model.kernels.winograd` against PyTorch's own, forward and both gradients, in turns.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training.winograd [--threads N] [--seconds 1.5] [typical ...]
 

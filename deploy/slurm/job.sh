@@ -1,17 +1,17 @@
 #!/bin/bash
-# One GPU of a Slurm cluster, for the search or for a worker. From the folder that shall hold the outputs (studies/) and
-# the logs, on a file system that all nodes share, in the Python environment that block-search is installed in:
+# One GPU of a Slurm cluster, for the search or for a worker. Run this in the folder for the outputs (studies/) and the
+# logs, on a file system that all nodes share, in the Python environment that block-search is installed in:
 #
 #   export SEARCH_STORAGE=postgresql://USER@HOST/DATABASE      # that every node reaches
 #   export SEARCH_STORAGE_PASSWORD_FILE=$HOME/.search-password # that every node can read
 #   export SEARCH_DATA_DIR=/shared/images                      # default: ~/.cache/block-search/data
-#   python -m search data                                      # here, where nodes have no network
+#   python -m search data                                      # here, if nodes have no network
 #   sbatch deploy/slurm/job.sh run --trials=200
 #   sbatch --array=1-8 deploy/slurm/job.sh worker
 #
-# What a site needs beside that goes before the script: --partition, --account, --time, --gres=gpu:a100:1; `--gres=none`
+# What else a site needs goes before the script: --partition, --account, --time, --gres=gpu:a100:1; `--gres=none`
 # for a CPU. What follows `run` or `worker` is the program's: --study=cpu, --max-trials=3. STUDY_NAME and DATASET are
-# variables (default: cifar10 both), since the search and its workers must agree on them.
+# variables (default: cifar10 both), because the search and its workers must agree on them.
 #
 # The search works as well: it watches, trains on its GPU meanwhile, and needs that GPU for the retrain. It is complete
 # without an array, and an array can come and go: `sbatch --array` adds workers, `scancel` takes them away.
@@ -47,12 +47,12 @@ shift
 export SEARCH_WORKER_LOG="Slurm job $job on $HOSTNAME: ${SLURM_SUBMIT_DIR:-.}/block-search-$SLURM_JOB_ID.log"
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
-# SIGTERM comes from scancel, from a preemption and from `scontrol requeue`: Slurm knows what is to become of this job.
+# SIGTERM comes from scancel, from a preemption and from `scontrol requeue`: Slurm knows what to do with this job.
 # SIGUSR1 comes two to three minutes before the time limit (at some sites before a preemption, too), and the job would
 # end as failed: it goes back into the queue here. Either way the program hands its trial back within 10 s and ends
 # with 130.
 reason='' child='' signals=0
-# shellcheck disable=SC2329 # by the traps it is
+# shellcheck disable=SC2329 # the traps call it
 asked() {
   reason=${reason:-$1} signals=$((signals + 1))
   [[ -z $child ]] || kill -TERM "$child" 2>/dev/null
@@ -60,8 +60,8 @@ asked() {
 trap 'asked stop' TERM
 trap 'asked limit' USR1
 
-# A command's exit status, in the background so that a signal is heard at once: it ends `wait`, not the command. No
-# srun: it adds nothing to one task, and kills its step where it is to pass SIGTERM on.
+# A command's exit status. The command runs in the background so that a signal is handled at once: it ends `wait`, not
+# the command. No srun: it adds nothing to one task, and it kills its step instead of passing SIGTERM on.
 attend() {
   "$@" &
   child=$!
@@ -104,8 +104,8 @@ if [[ $command == worker ]]; then # ten minutes for the search to create the stu
   done
 fi
 
-# 0: done. 2: wrong input, which would be wrong again. 130, 143: asked to go. Anything else is a crash, such as the
-# kernel killing the worker for want of memory: the study knows of it, and a new process goes on.
+# 0: done. 2: wrong input, which would be wrong again. 130, 143: asked to stop. Anything else is a crash, such as the
+# kernel killing the worker because memory ran out: the study knows of it, and a new process goes on.
 for try in 1 2 3; do
   search "$command" --name="$name" "$@"
   status=$?

@@ -26,11 +26,11 @@ def row(method: str, seed: int, *fresh: float) -> dict[str, Any]:
 def test_the_difference_is_told_over_seeds_that_both_have() -> None:
     rows = [row("default", 0, 0.8, 0.82), row("random", 0, 0.79, 0.79), row("default", 1, 0.8), row("random", 1, 0.77),
             row("default", 2, 0.9)]  # fmt: skip
-    lines = duel.told(rows)
+    lines = duel.comparison(rows)
     assert lines[2] == "| 0 | default | 9 to their end, 1 stopped | 80.00% | 81.00% (n = 2) |"
     assert len(lines) == 8
     assert "default less random: +2.50 ± 6.35 points over 2 seeds (95 % interval; each: +2.00, +3.00)" in lines[-1]
-    assert len(duel.told(rows[:2])) == 4
+    assert len(duel.comparison(rows[:2])) == 4
 
 
 @pytest.mark.slow
