@@ -10,21 +10,23 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from search.launch.base import COMPLAINT
+from search.launch.base import without_prefix
 from search.storage.url import with_password
 
 DASHBOARD_SECONDS = 30.0
 """How long the start waits for the dashboard's address."""
+
+ADDRESS = b"dashboard: "
+"""Begins the line in which the dashboard says that it is ready, and where."""
 
 
 @contextlib.contextmanager
 def dashboard_process(storage: URL, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Serve optuna-dashboard from a process of its own, for as long as the context lasts."""
     child, text = _start_dashboard(storage, out, port=8080)
-    if text.startswith(COMPLAINT) or child.poll() is not None:
-        child.wait()
+    if child.poll() is not None:
         child, text = _start_dashboard(storage, out, port=0)  # any free one
-    tell(text.removeprefix(COMPLAINT) or f"the dashboard has not started yet; see {out / 'dashboard.log'}")
+    tell(without_prefix(text) or f"the dashboard has not started yet; see {out / 'dashboard.log'}")
     try:
         yield
     finally:
@@ -33,7 +35,7 @@ def dashboard_process(storage: URL, out: Path, tell: Callable[[str], None]) -> I
 
 
 def _start_dashboard(storage: URL, out: Path, port: int) -> tuple["subprocess.Popen[bytes]", str]:
-    """The process and the first line that it prints."""
+    """The process, once it serves or has ended, and the first line that it printed."""
     log = out / "dashboard.log"
     command = [sys.executable, "-m", "search", "dashboard", "--out", str(out.resolve()), "--port", str(port)]
     environment = {**os.environ, "SEARCH_STORAGE": with_password(storage).render_as_string(hide_password=False)}
@@ -42,6 +44,6 @@ def _start_dashboard(storage: URL, out: Path, port: int) -> tuple["subprocess.Po
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     until = time.monotonic() + DASHBOARD_SECONDS
-    while time.monotonic() < until and child.poll() is None and b"\n" not in log.read_bytes():
+    while time.monotonic() < until and child.poll() is None and ADDRESS not in log.read_bytes():
         time.sleep(0.1)
     return child, log.read_text(encoding="utf-8").partition("\n")[0]

@@ -157,7 +157,7 @@ class LocalWorkers:
             why = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
             mark_dead(self.ledger, row.id, "killed by the kernel, out of memory" if for_memory else why, for_memory)
         log = self.plan.log(number)
-        self._restart_policy.ended(number, f"worker {number} (pid {pid})", status, _complaint(log), str(log), done)
+        self._restart_policy.record_end(number, f"worker {number} (pid {pid})", status, _last_line(log), str(log), done)
 
     def _share_gpus(self, monitor: GpuMonitor, rows: Sequence[WorkerRow], remaining: int) -> None:
         """Make the team larger where what was measured at a GPU says so."""
@@ -180,7 +180,7 @@ class LocalWorkers:
         for number in range(len(self.plan.devices)):
             if number not in self._children and number not in here and self._restart_policy.may_start(number):
                 self._children[number] = spawn_worker(self.plan, number)
-        self._restart_policy.refuse_none(len(self.plan.devices), rows)
+        self._restart_policy.raise_if_hopeless(len(self.plan.devices), rows)
 
     def stop(self) -> None:
         if self._monitor is not None:
@@ -235,7 +235,7 @@ def _signal(row: WorkerRow, number: signal.Signals) -> None:
             return
 
 
-def _complaint(log: Path) -> str:
+def _last_line(log: Path) -> str:
     try:
         return last_line(log.read_text(encoding="utf-8", errors="replace"))
     except OSError:

@@ -278,7 +278,7 @@ class RayWorkers:
         if own and own[-1].lives:
             mark_dead(self.ledger, own[-1].id, f"ended with status {ending.status}")
         complaint = last_line(ending.lines)
-        self._restart_policy.ended(number, f"worker {number}", ending.status, complaint, "status --logs tells", done)
+        self._restart_policy.record_end(number, f"worker {number}", ending.status, complaint, "status --logs tells", done)
 
     def _fill(self, rows: Sequence[WorkerRow]) -> None:
         nodes = alive_nodes()
@@ -294,7 +294,7 @@ class RayWorkers:
             for number in sorted(set(self._tasks) - at_work, reverse=True)[:surplus]:
                 ray.cancel(self._tasks.pop(number), force=True)
         if wanted:
-            self._restart_policy.refuse_none(wanted, rows)
+            self._restart_policy.raise_if_hopeless(wanted, rows)
 
     def _start(self, number: int) -> Any:
         who = {"SEARCH_WORKER_NUMBER": str(number), "SEARCH_WORKER_LAUNCHER": self._key}
