@@ -1,14 +1,12 @@
 """How many workers share each GPU, decided from what is measured while they train. Brings no torch.
 
-It starts with one worker on each GPU. Another one is added where the GPU is idle for much of the time and its memory,
-and the host's, has room; whether that one paid is measured before the next. No worker is ever taken away.
+It starts with one worker on each GPU. Another one is added if the GPU is idle for much of the time and both its
+memory and the host's have room. Whether that one paid is measured before the next. No worker is ever removed.
 
-None of the thresholds below was measured on a GPU: they are judgement.
+None of the thresholds below was measured on a GPU: they are a judgement.
 """
 
-import contextlib
 import statistics
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,139 +15,42 @@ from dataclasses import dataclass, field
 from optuna.trial import FrozenTrial
 
 from search.attributes import FAULT, IMAGES_PER_SECOND, PEAK_MEMORY, SECONDS, WORKER, Fault
+from search.launch.nvidia_smi import GpuReader, GpuSample, gpu_key
 from search.ledger.leases import Ledger
-from search.ledger.registry import WorkerRow
+from search.ledger.registry import WorkerRow, WorkerState
 
 MOST_PER_GPU = 4
 BUSY = 70.0
-"""Median utilisation in per cent from which on a GPU is busy enough."""
+"""Median utilisation, in per cent, at which a GPU is busy enough."""
 ROOM = 1.3
 """Free memory that another worker needs, in multiples of the largest one's so far: configurations to come may be
 larger than those that were measured."""
 GAIN = 1.1
-"""Throughput that a worker must have brought, as a multiple of that without it, before the next one is added."""
+"""Throughput that a worker must bring, as a multiple of that without it, before the next one is added."""
 SAMPLES, SPAN_SECONDS = 10, 20.0
-"""Samples, and the time that they span, without which nothing is decided."""
+"""Samples, and the seconds that they span, that a decision needs."""
 TRIALS_PER_WORKER = 3
-"""Trials, begun and ended with the present workers, without which nothing is decided: configurations differ."""
+"""Trials, begun and ended with the present workers, that a decision needs: configurations differ."""
 CORES_PER_WORKER = 2
 HOST_BYTES_PER_WORKER = 2 * 2**30
 CONTEXT_BYTES = 2**29
 """A process's CUDA context, which the peak of torch's allocator does not contain."""
 
-EVERY_SECONDS, TIMEOUT_SECONDS = 2.0, 10.0
 WINDOW = 150
-"""The latest samples, five minutes of them, that the median is taken of."""
+"""The median is taken of this many of the latest samples, five minutes of them."""
 SPACING_SECONDS = 30.0
-"""Between two workers that are added on one machine, so that the host's memory shows the first before the second."""
+"""Between two workers that are added on one machine, so that the first one's memory shows before the second starts."""
 
-QUERY = "--query-gpu=uuid,utilization.gpu,memory.used,memory.total"
-COMMAND = ("nvidia-smi", QUERY, "--format=csv,noheader,nounits")
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 ORDINALS = ("first", "second", "third", "fourth")
 
 
 @dataclass(frozen=True)
-class GpuSample:
-    """What nvidia-smi says of one GPU; None where it does not say it.
-
-    Attributes:
-        key: the UUID as torch prints it: without ``GPU-``.
-        utilisation: per cent of the last moments in which anything ran on it.
-        used, total: its memory in bytes, all processes together.
-    """
-
-    key: str
-    utilisation: int | None
-    used: int | None
-    total: int | None
-
-
-def gpu_key(uuid: str) -> str:
-    """A UUID in the one form that is compared here: nvidia-smi puts ``GPU-`` before it, torch does not."""
-    return uuid.strip().lower().removeprefix("gpu-")
-
-
-def parse_gpus(text: str) -> tuple[GpuSample, ...]:
-    """Read nvidia-smi's lines; what is not a number, such as ``[N/A]`` under MIG, is None, other lines are left out."""
-    samples = []
-    for line in text.splitlines():
-        fields = [word.strip() for word in line.split(",")]
-        if len(fields) == 4 and fields[0]:
-            utilisation, used, total = (int(word) if word.isdecimal() else None for word in fields[1:])
-            samples.append(GpuSample(gpu_key(fields[0]), utilisation, _bytes(used), _bytes(total)))
-    return tuple(samples)
-
-
-def _bytes(mebibytes: int | None) -> int | None:
-    return None if mebibytes is None else mebibytes * MIB
-
-
-class GpuReader:
-    """Runs nvidia-smi every few seconds, beside a loop that asks for its answer and never waits for it."""
-
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
-        self.trouble: str | None = None
-        """Why there will be no more samples."""
-        self._command = command
-        self._child: subprocess.Popen[str] | None = None
-        self._began = -EVERY_SECONDS
-
-    def read_gpus(self) -> tuple[GpuSample, ...]:
-        """What was measured since the last call; mostly nothing."""
-        if self.trouble is not None:
-            return ()
-        waited = time.monotonic() - self._began
-        if self._child is None:
-            if waited >= EVERY_SECONDS:
-                self._start()
-            return ()
-        status = self._child.poll()
-        if status is None:
-            if waited > TIMEOUT_SECONDS:
-                self.close()
-                self.trouble = f"{self._command[0]} gave no answer within {TIMEOUT_SECONDS:g} s"
-            return ()
-        text, _ = self._child.communicate()
-        self._child = None
-        samples = parse_gpus(text) if status == 0 else ()
-        if not samples:
-            said = text.strip().partition("\n")[0]
-            self.trouble = f"{self._command[0]} ended with status {status} and shows no GPU" + (said and f": {said}")
-        return samples
-
-    def _start(self) -> None:
-        self._began = time.monotonic()
-        try:
-            self._child = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # Ctrl-C is not for it
-            )
-        except OSError as error:
-            self.trouble = f"{self._command[0]} cannot be run ({error.strerror})"
-
-    def close(self) -> None:
-        """End what still runs."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs holds it even against that
-                child.wait(timeout=1)
-            if child.stdout is not None:
-                child.stdout.close()
-
-
-@dataclass(frozen=True)
 class HostLoad:
-    """The machine's side of it.
+    """How much of this machine is taken.
 
     Attributes:
-        workers: that this machine shall have by now.
+        workers: that this machine is to have by now.
         cores: of the CPU.
         memory: bytes that are free.
     """
@@ -192,13 +93,13 @@ def is_measured(load: GpuLoad) -> bool:
 
 
 def why_no_more_workers(load: GpuLoad, host: HostLoad, at_work: int, waiting: int) -> str | None:
-    """Why no other worker shall start on a GPU that was measured; None: it shall.
+    """Why a GPU that was measured gets no other worker; None: it gets one.
 
     Args:
         load: of the GPU.
         host: of the machine.
         at_work: workers of the study, on all machines.
-        waiting: configurations that wait for one.
+        waiting: configurations that wait for a worker.
     """
     if load.workers >= MOST_PER_GPU:
         return f"{MOST_PER_GPU} are the most"
@@ -238,42 +139,42 @@ class _Phase:
 
 @dataclass
 class _Gpu:
-    wanted: int = 1
-    """Workers that it shall have; until all train, nothing is measured."""
+    target: int = 1
+    """Workers that it is to have; nothing is measured until all train."""
     phase: _Phase | None = None
     largest: int = 0
     speeds: dict[int, float] = field(default_factory=dict)
     """Images a second of all its workers together, by their number."""
-    told: set[tuple[int, str]] = field(default_factory=set)
+    told_reasons: set[tuple[int, str]] = field(default_factory=set)
     closed: bool = False
-    """Whether the last worker did not pay; asked again and again, chance would say one day that it did."""
+    """Whether the last worker did not pay. Not measured again: some day it would seem to pay by chance."""
 
 
 class GpuMonitor:
-    """Watches the GPUs of a team of workers and says where another one shall start."""
+    """Watches the GPUs that workers of this machine train on and says which one gets another worker."""
 
     def __init__(self, ledger: Ledger, tell: Callable[[str], None], reader: GpuReader | None = None) -> None:
         self._ledger, self._tell = ledger, tell
         self._reader = GpuReader() if reader is None else reader
         self._gpus: dict[str, _Gpu] = {}
         self._added = -SPACING_SECONDS
-        self._told = False
+        self._told_trouble = False
 
     def look(self, rows: Sequence[WorkerRow], names: Mapping[str, str], host: HostLoad, waiting: int) -> str | None:
         """Take in what was measured since the last look, and decide; never waits.
 
         Args:
             rows: all workers of the study.
-            names: of the GPUs that this machine's team trains on, by their key, such as ``cuda:0``.
+            names: of the GPUs that this machine's workers train on, by their key, such as ``cuda:0``.
             host: the machine.
             waiting: configurations that wait for a worker.
 
         Returns:
-            the name of the GPU that another worker shall start on.
+            the name of the GPU on which another worker is to start.
         """
         samples = {sample.key: sample for sample in self._reader.read_gpus()}
-        if self._reader.trouble is not None and not self._told:
-            self._told = True
+        if self._reader.trouble is not None and not self._told_trouble:
+            self._told_trouble = True
             self._tell(
                 f"{self._reader.trouble}, so no further worker will share a GPU; --workers-per-gpu sets a number"
             )
@@ -289,10 +190,10 @@ class GpuMonitor:
             state = f"{name}: {load.busy:.0f} % busy, {_gib(load.used)} of {_gib(load.total)} GiB used"
             if why is None:
                 self._tell(f"{state}: a {ORDINALS[load.workers]} worker starts")
-                self._added, gpu.wanted = time.monotonic(), load.workers + 1
+                self._added, gpu.target = time.monotonic(), load.workers + 1
                 return name
             gpu.closed = load.gain is not None and load.gain < GAIN
-            _once(gpu, load.workers, why, self._tell, f"{state}: no further worker: {why}")
+            _tell_once(gpu, load.workers, why, self._tell, f"{state}: no further worker: {why}")
         return None
 
     def close(self) -> None:
@@ -305,19 +206,19 @@ class GpuMonitor:
         """The load of a GPU on which all workers train; None while they do not, or nothing can be known."""
         if sample is None or sample.utilisation is None or sample.used is None or sample.total is None:
             text = f"{name}: nvidia-smi does not say how busy it is (as under MIG), so no further worker will share it"
-            _once(gpu, 0, "unknown", self._tell, text)
+            _tell_once(gpu, 0, "unknown", self._tell, text)
             return None
-        there = [row for row in rows if row.lives and gpu_key(row.device_key) == key]
-        if len(there) < gpu.wanted or any(row.state != "working" for row in there):
+        training = [row for row in rows if row.lives and gpu_key(row.device_key) == key]
+        if len(training) < gpu.target or any(row.state != WorkerState.WORKING for row in training):
             return None
-        workers, now = frozenset(row.id for row in there), time.monotonic()
+        workers, moment = frozenset(row.id for row in training), time.monotonic()
         phase = gpu.phase
         if phase is None or phase.workers != workers:
-            phase = gpu.phase = _Phase(workers, len(self._trials()), now, now)
-        phase.last = now
+            phase = gpu.phase = _Phase(workers, len(self._trials()), moment, moment)
+        phase.last = moment
         phase.busy.append(sample.utilisation)
         phase.used = max(phase.used, sample.used)
-        gpu.largest = max(gpu.largest, sample.used // len(there))
+        gpu.largest = max(gpu.largest, sample.used // len(training))
         names = {row.name for row in rows if gpu_key(row.device_key) == key}
         return self._load(gpu, phase, sample.total, names)
 
@@ -355,7 +256,7 @@ def _speed(trial: FrozenTrial) -> float:
     return float(trial.user_attrs.get(IMAGES_PER_SECOND, 0)) if ended else 0.0
 
 
-def _once(gpu: _Gpu, workers: int, why: str, tell: Callable[[str], None], text: str) -> None:
-    if (workers, why) not in gpu.told:
-        gpu.told.add((workers, why))
+def _tell_once(gpu: _Gpu, workers: int, why: str, tell: Callable[[str], None], text: str) -> None:
+    if (workers, why) not in gpu.told_reasons:
+        gpu.told_reasons.add((workers, why))
         tell(text)

@@ -1,4 +1,4 @@
-"""The workers that `run` starts on its own machine: how many, how pinned, and what becomes of one that ends."""
+"""The workers that `run` starts on its own machine: how many, on which devices, and what happens when one ends."""
 
 import contextlib
 import os
@@ -16,11 +16,12 @@ from sqlalchemy.engine import URL
 from search.host.process import is_dead, is_key, pid_namespace, this_process
 from search.host.resources import available_cores, available_memory, oom_kills, threads_per_worker
 from search.launch.base import LEAVE_SECONDS, LauncherFactory, RestartPolicy, StudyLocation, last_line
-from search.launch.gpu_sharing import GpuMonitor, HostLoad, gpu_key
+from search.launch.gpu_sharing import GpuMonitor, HostLoad
+from search.launch.nvidia_smi import gpu_key
 from search.ledger.budget import is_open
 from search.ledger.heartbeat import mark_dead, reap
 from search.ledger.leases import Ledger
-from search.ledger.registry import WorkerRow, adopt_workers, list_workers
+from search.ledger.registry import WorkerRow, WorkerState, adopt_workers, list_workers
 from search.storage.retry import StorageLostError
 from search.storage.url import with_password
 
@@ -39,15 +40,15 @@ class WorkerProcess(Protocol):
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """The workers that this machine shall have.
+    """The workers that this machine is to have.
 
     Attributes:
         devices: for each worker, what ``--device`` gets.
         threads: that each may use.
         words: the rest of the worker's command line.
-        storage: goes by the environment, since it may hold a password.
+        storage: passed in the environment, since it may hold a password.
         logs: folder of the workers' outputs.
-        shares_gpus: whether a GPU gets further workers where what is measured says that they pay.
+        shares_gpus: whether a GPU gets further workers if the measurements say that they pay.
     """
 
     devices: tuple[str, ...]
@@ -62,19 +63,19 @@ class WorkerPlan:
         return self.logs / f"worker-{number}.log"
 
 
-def plan_devices(wanted: int | None, gpus: Sequence[str], per_gpu: int, cores: int) -> tuple[str, ...]:
+def plan_devices(workers: int | None, gpus: Sequence[str], per_gpu: int, cores: int) -> tuple[str, ...]:
     """The device of each worker.
 
     Args:
-        wanted: number of workers; None: so many for each GPU as ``per_gpu`` says, or one for every four cores of the
-            CPU. On two cores two workers together were a tenth faster than one with both (benchmarks/results).
+        workers: their number; None: ``per_gpu`` for each GPU, or one for every four cores of the CPU. On two cores two
+            workers together were a tenth faster than one with both (benchmarks/results).
         gpus: the GPUs that may be used, such as ``cuda:0``; none: the CPU is.
         per_gpu: workers that share a GPU.
         cores: of the CPU.
     """
     if not gpus:
-        return ("cpu",) * (max(1, cores // 4) if wanted is None else wanted)
-    count = len(gpus) * per_gpu if wanted is None else wanted
+        return ("cpu",) * (max(1, cores // 4) if workers is None else workers)
+    count = len(gpus) * per_gpu if workers is None else workers
     return tuple(gpus[index % len(gpus)] for index in range(count))
 
 
@@ -84,7 +85,7 @@ def local_launcher(devices: Sequence[str], workers: int | None, per_gpu: int | N
     Args:
         devices: that may be used, such as ``cuda:0``.
         workers: their number; None: as the devices suggest.
-        per_gpu: workers that share a GPU; None: as is measured.
+        per_gpu: workers that share a GPU; None: as the measurements say.
     """
     gpus = [device for device in devices if device.startswith("cuda")]
     chosen = plan_devices(workers, gpus, per_gpu or 1, available_cores())
@@ -105,7 +106,7 @@ def spawn_worker(plan: WorkerPlan, number: int) -> WorkerProcess:
     plan.logs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "search", "worker", "--device", plan.devices[number], *plan.words]
     environment = {
-        "OMP_NUM_THREADS": str(plan.threads),  # unless the user says otherwise
+        "OMP_NUM_THREADS": str(plan.threads),  # the user's own value overrides it
         **os.environ,
         "SEARCH_STORAGE": with_password(plan.storage).render_as_string(hide_password=False),
         "SEARCH_WORKER_NUMBER": str(number),
@@ -144,13 +145,13 @@ class LocalWorkers:
                 self._ended(number, child.pid, status, rows, done)
         if remaining and self._monitor is not None:
             self._share_gpus(self._monitor, rows, remaining)
-        # All results may be there and a slot still open: its worker died before it could close it.
+        # A slot may be open although all results are stored: its worker died before it closed it.
         if remaining or is_open(self.ledger):
             self._fill(rows)
 
     def _ended(self, number: int, pid: int, status: int, rows: Sequence[WorkerRow], done: int) -> None:
         row = next((row for row in reversed(rows) if row.pid_namespace == pid_namespace() and row.pid == pid), None)
-        if row is not None and row.state != "left":
+        if row is not None and row.state != WorkerState.LEFT:
             kills, before = oom_kills(), self._memory_kills
             self._memory_kills = kills
             for_memory = status == -signal.SIGKILL and kills > before
@@ -160,25 +161,25 @@ class LocalWorkers:
         self._restart_policy.record_end(number, f"worker {number} (pid {pid})", status, _last_line(log), str(log), done)
 
     def _share_gpus(self, monitor: GpuMonitor, rows: Sequence[WorkerRow], remaining: int) -> None:
-        """Make the team larger where what was measured at a GPU says so."""
-        here = {row.number: row for row in rows if row.number is not None and is_local(row)}
+        """Add a worker to the plan if the measurements of a GPU say so."""
+        running = {row.number: row for row in rows if row.number is not None and is_local(row)}
         devices = list(self.plan.devices)
         # Only workers know which GPU `cuda:0` is. One that has not loaded its images yet has none.
-        names = {gpu_key(row.device_key): devices[n] for n, row in here.items() if n < len(devices) and row.device}
-        host = HostLoad(max(len(devices), len(here)), available_cores(), available_memory())
+        names = {gpu_key(row.device_key): devices[n] for n, row in running.items() if n < len(devices) and row.device}
+        host = HostLoad(max(len(devices), len(running)), available_cores(), available_memory())
         leased = sum(row.lives and row.slot is not None for row in rows)
         chosen = monitor.look(rows, names, host, remaining - leased)
         if chosen is None:
             return
-        while len(devices) in here:  # added by an earlier `run` of which this one adopted the workers
-            devices.append(names.get(gpu_key(here[len(devices)].device_key), chosen))
+        while len(devices) in running:  # added by an earlier `run` whose workers this one adopted
+            devices.append(names.get(gpu_key(running[len(devices)].device_key), chosen))
         devices.append(chosen)
         self.plan = replace(self.plan, devices=tuple(devices), threads=threads_per_worker(len(devices)))
 
     def _fill(self, rows: Sequence[WorkerRow]) -> None:
-        here = {row.number for row in rows if is_local(row)}
+        running = {row.number for row in rows if is_local(row)}
         for number in range(len(self.plan.devices)):
-            if number not in self._children and number not in here and self._restart_policy.may_start(number):
+            if number not in self._children and number not in running and self._restart_policy.may_start(number):
                 self._children[number] = spawn_worker(self.plan, number)
         self._restart_policy.raise_if_hopeless(len(self.plan.devices), rows)
 
@@ -186,7 +187,7 @@ class LocalWorkers:
         if self._monitor is not None:
             self._monitor.close()
         own = {os.getpid(), *(child.pid for child in self._children.values())}
-        # As they were last seen: the database may be away just now.
+        # As last seen: the database may be away at this moment.
         adopted = [row for row in self._rows if row.launcher == this_process().key and row.pid not in own]
         adopted = [row for row in adopted if is_local(row)]
         for child in self._children.values():

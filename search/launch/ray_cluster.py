@@ -278,7 +278,9 @@ class RayWorkers:
         if own and own[-1].lives:
             mark_dead(self.ledger, own[-1].id, f"ended with status {ending.status}")
         complaint = last_line(ending.lines)
-        self._restart_policy.record_end(number, f"worker {number}", ending.status, complaint, "status --logs tells", done)
+        self._restart_policy.record_end(
+            number, f"worker {number}", ending.status, complaint, "status --logs tells", done
+        )
 
     def _fill(self, rows: Sequence[WorkerRow]) -> None:
         nodes = alive_nodes()

@@ -18,19 +18,11 @@ from search.host.process import this_process
 from search.host.resources import available_memory
 from search.launch import gpu_sharing as gpus
 from search.launch import local as launch
+from search.launch import nvidia_smi
 from search.launch.base import StudyLocation
-from search.launch.gpu_sharing import (
-    GIB,
-    GpuLoad,
-    GpuReader,
-    GpuSample,
-    HostLoad,
-    gpu_key,
-    is_measured,
-    parse_gpus,
-    why_no_more_workers,
-)
+from search.launch.gpu_sharing import GIB, GpuLoad, HostLoad, is_measured, why_no_more_workers
 from search.launch.local import LocalWorkers, WorkerPlan, local_launcher
+from search.launch.nvidia_smi import GpuReader, GpuSample, gpu_key, parse_gpus
 from search.ledger.attempts import Attempt, begin_attempt, finish_attempt
 from search.ledger.budget import request_budget
 from search.ledger.leases import Ledger, lease_slot
@@ -223,7 +215,7 @@ def read_until(reader: GpuReader, done: Callable[[], bool]) -> list[tuple[GpuSam
 
 
 def test_the_reader_never_waits_and_reads_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "EVERY_SECONDS", 0.2)
+    monkeypatch.setattr(nvidia_smi, "EVERY_SECONDS", 0.2)
     command = script(tmp_path, f"echo x >> {tmp_path}/calls; sleep 0.4; echo 'GPU-{UUID}, 41, 1, 2'")
     reader = GpuReader(command)
     begun = time.monotonic()
@@ -248,7 +240,7 @@ def test_the_reader_never_waits_and_reads_again_and_again(tmp_path: Path, monkey
 def test_a_reader_that_fails_says_why_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, trouble: str
 ) -> None:
-    monkeypatch.setattr(gpus, "TIMEOUT_SECONDS", 0.2 if "sleep" in body else 20)
+    monkeypatch.setattr(nvidia_smi, "TIMEOUT_SECONDS", 0.2 if "sleep" in body else 20)
     reader = GpuReader(
         script(tmp_path, f"echo x >> {tmp_path}/calls; exec 2>&1; {body.replace('sleep', 'exec sleep')}")
     )
@@ -351,7 +343,8 @@ def machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """A machine with cores and memory for any number of workers, on which time passes fast."""
     script(home, f"echo x >> {home}/calls; cat {home}/answer")
     monkeypatch.setenv("PATH", f"{home}:/usr/bin:/bin")
-    for name, value in {"EVERY_SECONDS": 0.0, "SPAN_SECONDS": 0.0, "SPACING_SECONDS": 0.0, "SAMPLES": 3}.items():
+    monkeypatch.setattr(nvidia_smi, "EVERY_SECONDS", 0.0)
+    for name, value in {"SPAN_SECONDS": 0.0, "SPACING_SECONDS": 0.0, "SAMPLES": 3}.items():
         monkeypatch.setattr(gpus, name, value)
     for module in (launch, resources):
         monkeypatch.setattr(module, "available_cores", lambda: 32)
