@@ -8,7 +8,7 @@ reports a number that its learning rate decides. What is left is what a trial co
 sampling, building the network, storage, checkpoints. For every bucket of trials:
 
 rest        ms a trial, in all but the next two
-sampler     ms a trial in Optuna's sampler, without the reading of trials from the database
+sampler     ms a trial in the sampler, without the reading of trials from the database
 pruner      the same of its pruner
 statements  SQL statements a trial, and the transactions that hold them
 memory      resident set of the process at the bucket's end
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -42,6 +42,7 @@ from model.result import EpochResult
 from search.artifacts.mirror import Mirror
 from search.config.study_file import StudyConfig, parse_study
 from search.ledger.leases import Ledger
+from search.samplers.gp import GaussianSampler
 from search.storage.local_postgres import local_postgres
 from search.storage.rdb import RetryingStorage
 from search.storage.url import storage_url
@@ -60,7 +61,7 @@ class Mark:
 
     Attributes:
         seconds: since the worker began.
-        sampler, pruner: seconds of it in Optuna's.
+        sampler, pruner: seconds of it in samplers and in the pruner.
         statements, transactions: on the database, by the thread that trains.
         resident: bytes of the process.
     """
@@ -74,7 +75,7 @@ class Mark:
 
 
 class Meter:
-    """Counts what the thread that made it does in databases and in Optuna's sampler."""
+    """Counts what the thread that made it does in databases, in samplers and in the pruner."""
 
     def __init__(self) -> None:
         self.marks: list[Mark] = []
@@ -106,8 +107,9 @@ class Meter:
             sa.event.listen(sa.Engine, name, hook)
         try:
             with ExitStack() as patches:
-                for method in ("infer_relative_search_space", "sample_relative", "sample_independent"):
-                    self._time(patches, optuna.samplers.TPESampler, method, "sampler")
+                methods = ("infer_relative_search_space", "sample_relative", "sample_independent")
+                for sampler, method in product((optuna.samplers.TPESampler, GaussianSampler), methods):
+                    self._time(patches, sampler, method, "sampler")
                 self._time(patches, optuna.pruners.PercentilePruner, "prune", "pruner")
                 self._time(patches, RetryingStorage, "_get_trials", None)
                 yield
