@@ -190,19 +190,19 @@ def grow(url: URL, folder: Path, config: StudyConfig) -> Meter:
     create_study(url, "growth", config, DatasetRecord("digits", "blank", tuple("0123456789"), 10, 10, False))
     meter = Meter()
 
-    class Seat(TorchRunner):
-        def forget(self, slot: int) -> None:
-            super().forget(slot)
+    class MeteredRunner(TorchRunner):
+        def remove_checkpoint(self, slot: int) -> None:
+            super().remove_checkpoint(slot)
             meter.mark()
 
-    def take_seat(ledger: Ledger, study: optuna.Study, id_: str, options: WorkerOptions, show: Any) -> Seat:
-        del ledger, study, show
+    def open_runner(ledger: Ledger, study: optuna.Study, id_: str, options: WorkerOptions, show: Any) -> MeteredRunner:
+        del ledger, study, id_, show
         meter.mark()
-        return Seat(id_, "growth:1", torch.device("cpu"), blank_split(), Mirror(options.out, None, print))
+        return MeteredRunner("growth:1", blank_split(), Mirror(options.out, None, print))
 
     options = WorkerOptions(url, "growth", "cpu", folder, folder)
     with meter.running(), patch.object(search.worker.trial, "fit", untrained):
-        run_worker(options, lambda _: None, StopRequest(), take_seat)
+        run_worker(options, lambda _: None, StopRequest(), open_runner)
     return meter
 
 

@@ -37,7 +37,7 @@ from sqlalchemy.engine import URL
 
 from benchmarks.service.latency import ask_and_tell, quantiles
 from benchmarks.service.record import report_head, write_report
-from benchmarks.service.sleeper import SleepingSeat
+from benchmarks.service.sleeper import SleepingRunner
 from benchmarks.service.studies import create_study, sleeping_study
 from search.attributes import SLOT
 from search.config.study_file import WorkersConfig
@@ -70,16 +70,18 @@ def host(given: argparse.Namespace) -> None:
         def note(what: str, **_: object) -> None:
             events[index].append((what, time.time()))
 
-        def take_seat(ledger: Ledger, study: optuna.Study, id_: str, options: WorkerOptions, show: Any) -> SleepingSeat:
+        def open_runner(
+            ledger: Ledger, study: optuna.Study, id_: str, options: WorkerOptions, show: Any
+        ) -> SleepingRunner:
             del ledger, study, options, show
             ready.wait()  # connected and registered
             while not given.go.exists():
                 time.sleep(0.02)
             note("begins")
-            return SleepingSeat(id_, f"sleeper:{id_[:6]}", given.seconds, note)
+            return SleepingRunner(f"sleeper:{id_[:6]}", given.seconds, note)
 
         options = WorkerOptions(url, NAME, "cpu", Path("none"), Path("none"), number=given.first + index)
-        worker.run_worker(options, lambda _: None, StopRequest(), take_seat)
+        worker.run_worker(options, lambda _: None, StopRequest(), open_runner)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(given.workers)]
     for thread in threads:

@@ -3,9 +3,9 @@
     python -m benchmarks.service.sleeper ours|optuna --storage URL --name NAME --seconds 0.2 [--epochs 4]
         [--events FILE]
 
-``ours`` is this project's worker (`search.worker.loop.run_worker`) at a seat that sleeps; ``optuna`` is plain Optuna's
-`study.optimize` on the same space, with heartbeats, its retry callback and MaxTrialsCallback, as its documentation
-describes it. Every event is a JSON line in FILE. With ``--go`` the process waits until that file exists.
+``ours`` is this project's worker (`search.worker.loop.run_worker`) with a runner that sleeps; ``optuna`` is plain
+Optuna's `study.optimize` on the same space, with heartbeats, its retry callback and MaxTrialsCallback, as its
+documentation describes it. Every event is a JSON line in FILE. With ``--go`` the process waits until that file exists.
 """
 
 import argparse
@@ -45,37 +45,41 @@ Note = Callable[..., None]
 
 
 @dataclass
-class SleepingSeat:
-    """A seat at which every epoch is a nap."""
+class SleepingRunner:
+    """Sleeps in place of every epoch."""
 
-    worker: str
     worker_name: str
     seconds: float
     note: Note
 
     def run(
-        self, attempt: Attempt, config: StudyConfig, heart: Heartbeat, stop: StopRequest, show: Callable[[Event], None]
+        self,
+        attempt: Attempt,
+        config: StudyConfig,
+        heartbeat: Heartbeat,
+        stop: StopRequest,
+        show: Callable[[Event], None],
     ) -> TrialResult:
         del show
         trial, epochs = attempt.trial, config.trial.epochs
         with attempt.batched_writes():
             settings = sample(config.space, trial)
         self.note("asked", trial=trial.number, slot=attempt.lease.slot, params=trial.params)
-        heart.progress = TrialProgress(trial.number, 0, epochs)
+        heartbeat.progress = TrialProgress(trial.number, 0, epochs)
         for epoch in range(1, epochs + 1):
             with stop.interrupting():
                 time.sleep(self.seconds / epochs)
-            if heart.lease_lost:
+            if heartbeat.lease_lost:
                 raise LeaseLostError
             attempt.report(epoch, accuracy(settings.lr, epoch))
         self.note("slept", trial=trial.number)
         return TrialResult(TrialState.COMPLETE, accuracy(settings.lr, epochs), epochs, self.seconds)
 
-    def trouble(self, error: Exception) -> Failure:
+    def classify_failure(self, error: Exception) -> Failure:
         del error
-        return "error"
+        return Failure.ERROR
 
-    def forget(self, slot: int) -> None:
+    def remove_checkpoint(self, slot: int) -> None:
         self.note("told", slot=slot)
 
     def free_memory(self) -> None:
@@ -87,16 +91,16 @@ def ours(arguments: argparse.Namespace, note: Note) -> None:
     stop = StopRequest()
     stop.install()
 
-    def take_seat(ledger: Ledger, study: optuna.Study, id_: str, options: WorkerOptions, show: Any) -> SleepingSeat:
+    def open_runner(ledger: Ledger, study: optuna.Study, id_: str, options: WorkerOptions, show: Any) -> SleepingRunner:
         del ledger, study, options, show
-        return SleepingSeat(id_, f"sleeper:{id_[:6]}", arguments.seconds, note)
+        return SleepingRunner(f"sleeper:{id_[:6]}", arguments.seconds, note)
 
     options = WorkerOptions(
         storage_url(arguments.storage), arguments.name, "cpu", Path("none"), Path("none"), number=arguments.number,
         launcher=arguments.launcher,
     )  # fmt: skip
     try:
-        worker.run_worker(options, lambda event: note("event", text=str(event)), stop, take_seat)
+        worker.run_worker(options, lambda event: note("event", text=str(event)), stop, open_runner)
     except StoppedError:
         raise SystemExit(130) from None
 

@@ -151,7 +151,7 @@ def _saved(files: Mirror) -> list[Path]:
 def _is_saved(files: Mirror) -> bool:
     """Whether the saved model is here, fetched where another machine has left it in the store."""
     weights, *others = _saved(files)
-    return weights.exists() or (all(map(files.fetch, others)) and files.fetch(weights))
+    return weights.exists() or (all(map(files.download, others)) and files.download(weights))
 
 
 def _winner(study: optuna.Study, confirmed: Mapping[str, Any] | None) -> FrozenTrial:
@@ -314,7 +314,7 @@ def _finish(job: _Job, verdict: Verdict, data_dir: Path) -> dict[str, Any]:
     }
     metrics = {key: value for key, value in done.items() if key not in ("plan", "folder")}
     save_model(job.files.out / "best", network, job.record.dataset.classes, about, metrics)
-    job.files.put(*_saved(job.files))
+    job.files.upload(*_saved(job.files))
     return done
 
 

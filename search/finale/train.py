@@ -1,8 +1,8 @@
-"""One training of the finale: from its configuration to a network, going on from its checkpoint after a kill."""
+"""One training of the finale: from its configuration to a network, resumed from its checkpoint after a kill."""
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,17 +11,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from data.errors import first_line
 from data.split import Split
-from model.checkpoint import CheckpointWriter, as_read_back, load_checkpoint
-from model.config import ConfigError
+from model.checkpoint import CheckpointWriter
 from model.device import tuned_for_long_training
 from model.fit import fit, start_state
 from model.network import BlockNetwork, build_network
 from model.result import EpochResult
 from search.artifacts.mirror import Mirror
+from search.artifacts.resume import CheckpointSource, resume_training, training_identity
 from search.config.settings import TrialConfig
 
 MOST_POINTS = 1000
-"""Points that a training's loss curve is thinned to, each the mean of as many steps."""
+"""At most this many points are kept of a training's loss curve, each the mean of equally many steps."""
 
 AVERAGED_SHARE = 0.2
 """The last part of a training, whose epochs' weights are averaged (Izmailov et al., arXiv:1803.05407)."""
@@ -34,7 +34,7 @@ class Trained:
     Attributes:
         network: as the last step left it.
         average: with weights and norm statistics averaged over the ends of the last fifth of the epochs.
-        curve: an `EpochResult.row` an epoch.
+        curve: one `EpochResult.row` for each epoch.
         losses: step and loss, thinned.
         seconds: of all epochs, also of those before a kill.
     """
@@ -50,9 +50,9 @@ def train(
     config: TrialConfig,
     split: Split,
     checkpoint: Path,
-    files: Mirror,
+    mirror: Mirror,
     expected: float,
-    told: Callable[[EpochResult], None],
+    report: Callable[[EpochResult], None],
     warn: Callable[[str], None],
 ) -> Trained:
     """Train a network from scratch, or from where a process that died had brought it: on the CPU to the same bits.
@@ -60,48 +60,47 @@ def train(
     Args:
         config: of network and training.
         split: on the device to train on.
-        checkpoint: file, written after every epoch; it is left there.
-        files: holds its copy.
+        checkpoint: file, written after every epoch; it stays.
+        mirror: gets the checkpoint's copy.
         expected: seconds that this will take.
-        told: gets every epoch's result.
-        warn: gets what stands in the way of checkpoints.
+        report: gets every epoch's result.
+        warn: gets the reason if no checkpoint can be written or used.
 
     Raises:
         NonFiniteLossError: the training diverged.
     """
     device, epochs = split.fit_images.device, config.fit.epochs
-    identity = as_read_back(
-        {"config": asdict(config), "images": split.fingerprint, "fit_images": len(split.fit_labels)}
-    )
     network = build_network(config.network, config.fit.seed, device)
-    # An average of nothing yet; a part of the checkpoint, as the network is.
+    # Nothing is averaged yet, but the average is a part of the checkpoint, as the network is.
     average = AveragedModel(network, use_buffers=True)
-    both = nn.ModuleDict({"network": network, "average": average})
+    modules = nn.ModuleDict({"network": network, "average": average})
     state = start_state(network, config.fit, device)
-    curve: list[dict[str, Any]] = []
-    losses: list[list[float]] = []
-    about = files.newest(checkpoint, identity)
-    if about is not None:
-        try:
-            load_checkpoint(checkpoint, both, state)
-            curve, losses = about["curve"], about["losses"]
-        except (ConfigError, KeyError) as error:
-            warn(f"the checkpoint {checkpoint} cannot be used, so this training starts afresh: {error}")
+    source = CheckpointSource(mirror, checkpoint, training_identity(config, split))
+    resumed = resume_training(
+        source,
+        modules,
+        state,
+        lambda about: (about["curve"], about["losses"]),
+        lambda error: warn(f"the checkpoint {checkpoint} cannot be used, so this training starts afresh: {error}"),
+    )
+    curve: list[dict[str, Any]]
+    losses: list[list[float]]
+    curve, losses = resumed or ([], [])
     writer = CheckpointWriter(
         checkpoint,
         lambda error: warn(f"no checkpoint, so a killed retrain starts afresh: {first_line(error)}"),
-        files.keep_up,
+        mirror.upload_if_reachable,
     )
     averaged_after = epochs - max(1, math.floor(AVERAGED_SHARE * epochs))
     try:
-        with tuned_for_long_training(network, device, expected) as fast:
-            for result in fit(fast, split, config.fit, state=state):
+        with tuned_for_long_training(network, device, expected) as tuned:
+            for result in fit(tuned, split, config.fit, state=state):
                 if result.epoch > averaged_after:
                     average.update_parameters(network)
                 curve.append(result.row())
                 losses += _thinned(result, epochs)
-                writer.save(both, state, {"identity": identity, "curve": curve, "losses": losses})
-                told(result)
+                writer.save(modules, state, {"identity": source.identity, "curve": curve, "losses": losses})
+                report(result)
     finally:
         writer.wait()
     seconds = math.fsum(row["seconds"] for row in curve)
@@ -109,9 +108,9 @@ def train(
 
 
 def _thinned(result: EpochResult, epochs: int) -> list[list[float]]:
-    """Means of an epoch's losses over windows of equal length, each with its first step's number, from 0."""
+    """Means of an epoch's losses over windows of equal length, each with the number of its first step, from 0."""
     steps = len(result.losses)
     window = max(1, math.ceil(steps * epochs / MOST_POINTS))
-    before = (result.epoch - 1) * steps
-    parts = [(place, result.losses[place : place + window]) for place in range(0, steps, window)]
-    return [[before + place, round(math.fsum(part) / len(part), 5)] for place, part in parts]
+    earlier_steps = (result.epoch - 1) * steps
+    windows = [(first, result.losses[first : first + window]) for first in range(0, steps, window)]
+    return [[earlier_steps + first, round(math.fsum(losses) / len(losses), 5)] for first, losses in windows]

@@ -130,5 +130,5 @@ def write_outcome(search: OpenSearch, show: Show) -> Summary:
         write_report(search.out, search.study, search.record, count, content["confirm"], done, summary, storage_shown)
     except OSError as error:  # a full disk: all results are in the study
         show(Note(f"warning: no report: {first_line(error)}"))
-    search.files.put(*(search.out / name for name in ("summary.json", "report.html", "report.md")))
+    search.files.upload(*(search.out / name for name in ("summary.json", "report.html", "report.md")))
     return summary

@@ -10,7 +10,7 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the GPU's or the host's memory did not suffice."""
+    """Whether an exception means that the memory of the GPU or the host ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # torch's CPU allocator, cuDNN and cuBLAS raise plain RuntimeErrors.
@@ -19,13 +19,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_broken_device(error: BaseException) -> bool:
-    """Whether a CUDA error, such as an illegal access, has made the GPU useless to this process for good."""
-    broken = getattr(torch, "AcceleratorError", ())  # torch 2.8 and later
-    return not is_out_of_memory(error) and (isinstance(error, broken) or "CUDA error" in str(error))
+    """Whether this process can never use its GPU again after a CUDA error, such as an illegal access."""
+    accelerator_error = getattr(torch, "AcceleratorError", ())  # torch 2.8 and later
+    return not is_out_of_memory(error) and (isinstance(error, accelerator_error) or "CUDA error" in str(error))
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak. Where the kernel does not allow that (not Linux), the peak is the whole process's."""
+    """Start a new peak. If the kernel does not allow that (not Linux), the peak is the whole process's."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -1,9 +1,10 @@
-"""What a worker's loop over slots needs of whatever trains a configuration. Importing this does not import torch."""
+"""What a worker's loop needs from whatever trains a configuration. Importing this does not import torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import optuna
 from optuna.trial import TrialState
@@ -16,16 +17,26 @@ from search.ledger.heartbeat import Heartbeat
 from search.ledger.leases import Ledger
 from search.worker.stop import StopRequest
 
-Failure = Literal["out of memory", "non-finite loss", "broken device", "error"]
+
+class Failure(Enum):
+    """What an exception of a training means for the worker."""
+
+    OUT_OF_MEMORY = "out of memory"
+    NON_FINITE_LOSS = "non-finite loss"
+    BROKEN_DEVICE = "broken device"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How an attempt ended: COMPLETE or PRUNED, the last accuracy, and the epochs that this took.
+    """How an attempt ended.
 
     Attributes:
-        trained: seconds that the epochs of this very attempt took, with their validation.
-        cost: the second objective's value of a COMPLETE trial; None where accuracy is the only one.
+        state: COMPLETE or PRUNED.
+        accuracy: after the last epoch.
+        epochs: trained so far, by this attempt and by earlier ones.
+        trained: seconds that this attempt's own epochs took, validation included.
+        cost: the second objective's value of a COMPLETE trial; None if accuracy is the only one.
     """
 
     state: TrialState
@@ -36,30 +47,33 @@ class TrialResult:
 
 
 class TrialRunner(Protocol):
-    """A worker's device with the images on it; `search.worker.torch_runner` has the real one."""
+    """A worker's device with the images on it; `search.worker.torch_runner` has the real one.
 
-    worker: str
+    Attributes:
+        worker_name: of the worker, for people.
+    """
+
     worker_name: str
 
     def run(
-        self, attempt: Attempt, config: StudyConfig, heart: Heartbeat, stop: StopRequest, show: Show
+        self, attempt: Attempt, config: StudyConfig, heartbeat: Heartbeat, stop: StopRequest, show: Show
     ) -> TrialResult:
         """Train an attempt.
 
         Raises:
-            StoppedError: somebody wants this process to go.
+            StoppedError: the process was asked to stop.
             LeaseLostError: the lease went to another worker.
-            Exception: whatever a network does; `trouble` says what it means.
+            Exception: whatever a network raises; `classify_failure` says what it means.
         """
 
-    def trouble(self, error: Exception) -> Failure:
+    def classify_failure(self, error: Exception) -> Failure:
         """What an exception of `run` means."""
 
-    def forget(self, slot: int) -> None:
-        """A slot is done: remove its checkpoint."""
+    def remove_checkpoint(self, slot: int) -> None:
+        """Remove the checkpoint of a slot that is done."""
 
     def free_memory(self) -> None:
-        """Give back what earlier trials left behind."""
+        """Free what earlier trials left behind."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,9 @@ class WorkerOptions:
         name: of the study.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0,1``; of several the one with the fewest workers is taken.
         data_dir: that holds CIFAR-10.
-        dataset: where the images of a ``folder:DIR`` study lie on this machine; None: where the study says.
         out: the study's outputs, for checkpoints.
-        max_trials: leave after so many.
+        dataset: where the images of a ``folder:DIR`` study are on this machine; None: where the study says.
+        max_trials: leave after this many configurations.
         number, launcher: of a worker that `run` started.
         log: where all that this worker prints is, for people.
     """
@@ -90,4 +104,5 @@ class WorkerOptions:
     log: str | None = None
 
 
-OpenRunner = Callable[[Ledger, optuna.Study, str, "WorkerOptions", Show], TrialRunner]
+OpenRunner = Callable[[Ledger, optuna.Study, str, WorkerOptions, Show], TrialRunner]
+"""Makes a worker's runner, from the worker's id among others."""

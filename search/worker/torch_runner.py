@@ -1,4 +1,4 @@
-"""The seat at which networks are trained: a device, and the images on it. Importing this brings torch."""
+"""Trains networks: a device, and the images on it. Importing this imports torch."""
 
 import gc
 import os
@@ -12,7 +12,8 @@ import torch
 from data import source
 from data.errors import first_line
 from data.split import DIVISION_SEED, Split, first_images, load_split
-from model.checkpoint import CheckpointWriter, remove_checkpoint
+from model import checkpoint
+from model.checkpoint import CheckpointWriter
 from model.device import describe_device, device_key, keep_freed_pages, resolve_devices
 from model.fit import NonFiniteLossError
 from search import study as studies
@@ -27,23 +28,21 @@ from search.ledger.registry import DeviceOption, take_device
 from search.worker.memory import is_broken_device, is_out_of_memory
 from search.worker.runner import Failure, TrialResult, WorkerOptions
 from search.worker.stop import StopRequest
-from search.worker.trial import run_attempt
+from search.worker.trial import TrialContext, run_trial
 
 
 @dataclass
 class TorchRunner:
-    """A worker's device, images and files."""
+    """A worker's images, on its device, and its files."""
 
-    worker: str
     worker_name: str
-    device: torch.device
     split: Split
-    files: Mirror
+    mirror: Mirror
     _shortened: dict[int, Split] = field(default_factory=dict)
     _writer: CheckpointWriter | None = None
 
     def run(
-        self, attempt: Attempt, config: StudyConfig, heart: Heartbeat, stop: StopRequest, show: Show
+        self, attempt: Attempt, config: StudyConfig, heartbeat: Heartbeat, stop: StopRequest, show: Show
     ) -> TrialResult:
         path = self._checkpoint(attempt.lease.slot)
 
@@ -51,36 +50,38 @@ class TorchRunner:
             cause = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
             show(Note(f"warning: no checkpoint, so a killed trial starts afresh: {path.parent}: {cause}"))
 
-        self._writer = CheckpointWriter(path, warn, self.files.keep_up)
-        return run_attempt(attempt, config, self._split_for(config), self._writer, self.files, heart, stop, show)
+        self._writer = CheckpointWriter(path, warn, self.mirror.upload_if_reachable)
+        split = self._split_for(config)
+        return run_trial(TrialContext(attempt, config, split, self._writer, self.mirror, heartbeat, stop, show))
 
-    def trouble(self, error: Exception) -> Failure:
+    def classify_failure(self, error: Exception) -> Failure:
         if isinstance(error, NonFiniteLossError):
-            return "non-finite loss"
+            return Failure.NON_FINITE_LOSS
         if is_out_of_memory(error):
-            return "out of memory"
-        return "broken device" if is_broken_device(error) else "error"
+            return Failure.OUT_OF_MEMORY
+        return Failure.BROKEN_DEVICE if is_broken_device(error) else Failure.ERROR
 
-    def forget(self, slot: int) -> None:
+    def remove_checkpoint(self, slot: int) -> None:
         if self._writer is not None:
             self._writer.wait()
         path = self._checkpoint(slot)
-        remove_checkpoint(path)
-        self.files.remove(path)
+        checkpoint.remove_checkpoint(path)
+        self.mirror.remove(path)
 
     def free_memory(self) -> None:
         gc.collect()
-        if self.device.type == "cuda":
+        if self.split.fit_images.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _split_for(self, config: StudyConfig) -> Split:
+        """The study's images, without those that it leaves out; the last number of images is kept."""
         count = config.trial.train_images or len(self.split.fit_labels)
         if count not in self._shortened:
             self._shortened = {count: first_images(self.split, count)}
         return self._shortened[count]
 
     def _checkpoint(self, slot: int) -> Path:
-        return self.files.out / "checkpoints" / f"slot-{slot:06d}.safetensors"
+        return self.mirror.out / "checkpoints" / f"slot-{slot:06d}.safetensors"
 
 
 def open_torch_runner(
@@ -93,11 +94,11 @@ def open_torch_runner(
     """
     record = studies.record_of(study)
     assert record is not None
-    files = mirror_of(study, options.out, show)
+    mirror = mirror_of(study, options.out, show)
     torch.set_float32_matmul_precision("high")
     devices = {str(device): device for device in resolve_devices(options.device)}
-    places = [DeviceOption(name, describe_device(device), _device_key(device)) for name, device in devices.items()]
-    device = devices[take_device(ledger, worker, places).name]
+    choices = [DeviceOption(name, describe_device(device), _device_key(device)) for name, device in devices.items()]
+    device = devices[take_device(ledger, worker, choices).name]
     if device.type == "cpu":
         keep_freed_pages()
     else:
@@ -107,8 +108,7 @@ def open_torch_runner(
     split = load_split(dataset, options.data_dir, DIVISION_SEED, device)
     studies.refuse_other_data(record, split.fingerprint)
     show(Note(f"worker {os.getpid()} on {describe_device(device)} works at study {record.name!r}"))
-    name = f"{socket.gethostname()}:{os.getpid()}"
-    return TorchRunner(worker, name, device, split, files)
+    return TorchRunner(f"{socket.gethostname()}:{os.getpid()}", split, mirror)
 
 
 def _device_key(device: torch.device) -> str:

@@ -134,6 +134,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.launch.local.spawn_worker", ThreadChild)
     monkeypatch.setattr("search.run.stage.POLL_SECONDS", 0.05)
     monkeypatch.setattr("search.worker.loop.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("search.worker.slot.DEVICE_POLL_SECONDS", 0.0125)
 
 
 @pytest.fixture

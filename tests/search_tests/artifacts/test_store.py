@@ -24,6 +24,7 @@ from model.config import FitConfig, NetworkConfig
 from model.fit import start_state
 from model.network import build_network
 from search.artifacts.mirror import Mirror
+from search.artifacts.resume import CheckpointSource, newest_checkpoint
 from search.artifacts.store import Bucket, Folder, Store, check, open_store, store_of, store_url
 from search.attributes import ARTIFACTS
 from search.dashboard.publish import publish
@@ -266,10 +267,10 @@ def test_of_two_checkpoints_the_newest_of_this_training_is_taken(
     for out, what in ((tmp_path / "here", here), (elsewhere, there)):
         if what is not None:
             save(out / "c", 9 if what == "other" else what, IDENTITY if what != "other" else "other")
-    Mirror(elsewhere, stored, pytest.fail).put(elsewhere / "c")
+    Mirror(elsewhere, stored, pytest.fail).upload(elsewhere / "c")
     mirror = Mirror(tmp_path / "here", stored, pytest.fail)
     path = tmp_path / "here" / "c"
-    about = mirror.newest(path, IDENTITY)
+    about = newest_checkpoint(CheckpointSource(mirror, path, IDENTITY))
     assert (about and len(about["curve"])) == taken
     if taken is not None:
         assert epochs_at(path) == taken
@@ -281,7 +282,7 @@ def test_a_damaged_copy_is_left_alone(save: Save, tmp_path: Path) -> None:
     save(tmp_path / "here" / "c", 1)
     stored.write("c", io.BytesIO(b"no checkpoint"))
     mirror = Mirror(tmp_path / "here", stored, pytest.fail)
-    about = mirror.newest(tmp_path / "here" / "c", IDENTITY)
+    about = newest_checkpoint(CheckpointSource(mirror, tmp_path / "here" / "c", IDENTITY))
     assert about is not None
     assert len(about["curve"]) == 1
 
@@ -310,14 +311,14 @@ def test_a_store_that_is_away_is_told_once_and_asked_once_a_minute(
     mirror, path = Mirror(tmp_path, store, warnings.append), tmp_path / "c"
     save(path, 1)
     for _ in range(3):
-        mirror.keep_up(path)
+        mirror.upload_if_reachable(path)
         mirror.remove(path)
-        mirror.newest(path, IDENTITY)
+        newest_checkpoint(CheckpointSource(mirror, path, IDENTITY))
     assert store.asked == 1
     now += 61
-    mirror.keep_up(path)
+    mirror.upload_if_reachable(path)
     assert store.asked == 2
-    mirror.put(path, path)  # a result is not left out; but once is enough to see
+    mirror.upload(path, path)  # a result is not left out; but once is enough to see
     assert store.asked == 3
     assert warnings == ["no copies in s3://away: it cannot be reached; they are missing should this machine die"]
 
@@ -325,11 +326,11 @@ def test_a_store_that_is_away_is_told_once_and_asked_once_a_minute(
 def test_without_a_store_nothing_is_done(save: Save, tmp_path: Path) -> None:
     mirror, path = Mirror(tmp_path, None, pytest.fail), tmp_path / "c"
     save(path, 1)
-    mirror.put(path)
-    mirror.keep_up(path)
+    mirror.upload(path)
+    mirror.upload_if_reachable(path)
     mirror.remove(path)
-    assert not mirror.fetch(path)
-    assert mirror.newest(path, IDENTITY) is not None
+    assert not mirror.download(path)
+    assert newest_checkpoint(CheckpointSource(mirror, path, IDENTITY)) is not None
     assert [file.name for file in tmp_path.iterdir()] == ["c"]
 
 

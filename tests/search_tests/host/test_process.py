@@ -66,7 +66,7 @@ def stop() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     stop = StopRequest()
     for number in before:
-        signal.signal(number, stop._signalled)
+        signal.signal(number, stop._handle)
     yield stop
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -95,7 +95,7 @@ def test_a_second_signal_does_not_hit_the_handing_back(stop: StopRequest) -> Non
 def test_who_is_asked_to_go_waits_for_no_database(stop: StopRequest) -> None:
     outage = Retry("a database")
     outage.limit = 600
-    stop.hurry(outage)
+    stop.also_ends(outage)
     signal.raise_signal(signal.SIGTERM)
 
     def fail() -> None:

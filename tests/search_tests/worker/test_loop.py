@@ -440,7 +440,7 @@ def test_a_worker_whose_lease_went_to_another_writes_nothing_more(
         yield 0.7 if call == 0 else 0.6
 
     scripted(monkeypatch, script)
-    monkeypatch.setattr("search.artifacts.mirror.read_about", lambda _: None)
+    monkeypatch.setattr("search.artifacts.resume.read_about", lambda _: None)
     notes: list[Event] = []
     done: list[int] = []
     sleeper = threading.Thread(target=lambda: done.append(work_in_process(show=notes.append)))
@@ -467,6 +467,7 @@ def test_a_worker_alone_on_its_device_waits_for_the_others(
 ) -> None:
     """What did not fit beside a neighbour is tried again only when the neighbour is done, and then nobody else is."""
     monkeypatch.setattr("search.worker.loop.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("search.worker.slot.DEVICE_POLL_SECONDS", 0.0125)
     _, ledger = new_study(config.model_copy(update={"trials": 6, "start": ()}))
     busy, beside, lock = 0, [], threading.Lock()
     failed: list[int] = []

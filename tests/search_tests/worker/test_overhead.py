@@ -284,25 +284,25 @@ def test_a_trials_overhead_holds_the_end_of_the_one_before_and_no_waiting(monkey
     monkeypatch.setattr("search.worker.overhead.time.perf_counter", lambda: clock)
     monkeypatch.setattr("search.worker.overhead.time.sleep", lambda _: None)
     monkeypatch.setattr("search.worker.overhead.age", lambda: 9.0)
-    watch = OverheadTimer()
-    watch.nap(2)
-    watch.take()
-    assert watch.start_up() == 7
+    timer = OverheadTimer()
+    timer.wait_idle(2)
+    timer.start_trial()
+    assert timer.start_up() == 7
     clock += 10.5  # ten of them in epochs
-    assert watch.store(10) == pytest.approx(0.5)
+    assert timer.overhead(10) == pytest.approx(0.5)
     clock += 0.25
-    watch.stored()
+    timer.end_trial()
     clock += 1000  # nothing to do
-    watch.take()
-    assert watch.start_up() is None
+    timer.start_trial()
+    assert timer.start_up() is None
     clock += 20.5
-    assert watch.store(20) == pytest.approx(0.5 + 0.25)
-    watch.stored()
-    watch.take()
+    assert timer.overhead(20) == pytest.approx(0.5 + 0.25)
+    timer.end_trial()
+    timer.start_trial()
     clock += 1  # this one breaks off and has no overhead
-    watch.take()
+    timer.start_trial()
     clock += 5.125
-    assert watch.store(5) == pytest.approx(0.125)
+    assert timer.overhead(5) == pytest.approx(0.125)
 
 
 def test_the_share_of_overhead_is_that_of_all_time() -> None:
