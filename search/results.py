@@ -12,8 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from search.analysis.selection import RuleName
-from search.config.objective import CostName
+from search.analysis.selection import CostLimits, RuleName
 
 Result = TypeVar("Result")
 
@@ -90,7 +89,7 @@ class Confirmation:
 
     study: str
     chosen_by: RuleName
-    limits: Mapping[CostName, int | float]
+    limits: CostLimits
     unconfirmed: tuple[int, ...]
     runs: int
     done: int
@@ -312,7 +311,7 @@ class RetrainResult:
     plan: RetrainPlan | None = None
     folder: str | None = None
     chosen_by: RuleName | None = None
-    limits: Mapping[CostName, int | float] | None = None
+    limits: CostLimits | None = None
 
 
 def as_json(value: object) -> Any:

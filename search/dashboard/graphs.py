@@ -10,10 +10,11 @@ from optuna_dashboard import save_plotly_graph_object
 from optuna_dashboard._custom_plot_data import SYSTEM_ATTR_PLOT_DATA, split_plot_data
 
 from search.attributes import PUBLISHED
-from search.report.study_figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
+from search.report.finale_figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
+from search.results import Confirmation, RetrainResult
 
 
-def finale_figures(confirmation: Mapping[str, Any] | None, retrain: Mapping[str, Any] | None) -> dict[str, go.Figure]:
+def finale_figures(confirmation: Confirmation | None, retrain: RetrainResult | None) -> dict[str, go.Figure]:
     """Graphs of the finale that have something to show."""
     figures = {}
     if confirmation:

@@ -14,7 +14,7 @@ One process at a time may publish a study.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -29,6 +29,7 @@ from search.dashboard.files import save_trial_files
 from search.dashboard.graphs import digest, finale_figures, save_graphs
 from search.dashboard.notes import save_study_note, save_trial_note, study_note
 from search.report.study_figures import accuracy_cost_figure, budget_figure, device_hours_figure
+from search.results import Confirmation, RetrainResult, as_json, optional_from_json
 from search.study import StudyRecord
 
 FORMAT = 1
@@ -45,7 +46,7 @@ def publish(
     waiting: int,
     files: Store,
     storage_shown: str,
-    confirmation: Mapping[str, Any] | None = None,
+    confirmation: Confirmation | None = None,
 ) -> list[str]:
     """Bring the study's notes, graphs and files in the dashboard up to date; writes only what is new.
 
@@ -83,10 +84,11 @@ def publish(
         if done["drawn_from"] is None or done["drawn_from"][-2:] != drawn_from[-2:]:
             figures["search-device-hours"] = device_hours_figure(trials)
             figures["search-accuracy-cost"] = accuracy_cost_figure(trials, chosen)
-    finale = {"confirmation": confirmation, "retrain": attributes.get(RETRAIN)}
+    retrain = attributes.get(RETRAIN)
+    finale = {"confirmation": confirmation and as_json(confirmation), "retrain": retrain}
     finale_from = digest(json.dumps(finale, sort_keys=True)) if any(finale.values()) else ""
     if done.get("finale_from", "") != finale_from:
-        figures |= finale_figures(**finale)
+        figures |= finale_figures(confirmation, optional_from_json(RetrainResult, retrain))
     if figures:
         save_graphs(study, figures, done)
     done |= {"drawn_from": drawn_from, "finale_from": finale_from}

@@ -10,28 +10,26 @@ standard deviation between two such trainings that differ in their seed, a searc
     a(2L) - a(L) <= sqrt(2) s,
 
 one standard error of that difference: the same rule that picks the winner (`search.finale.comparison`). s is measured
-in the
-confirmation, over trainings of a trial's length, and carried over to the accuracy a in proportion to sqrt(a (1 - a)):
-the numbers of errors of two seeds differ like binomial ones (Jordan, Calibrated Chaos, arXiv:2304.01910, section 3).
-Where nothing was confirmed over two seeds, s is that binomial deviation itself, which is an upper bound.
+in the confirmation, over trainings of a trial's length, and carried over to the accuracy a in proportion to
+sqrt(a (1 - a)): the numbers of errors of two seeds differ like binomial ones (Jordan, Calibrated Chaos,
+arXiv:2304.01910, section 3). If nothing was confirmed over two seeds, s is that binomial deviation itself, which is an
+upper bound.
 
-The length taken is the one with the highest validation accuracy; of equals the shorter. Where time runs out while
-longer still helps, it is the longest that the time left allows, which nothing has watched: the report says so. A
-doubling is tried only where the time would suffice for final trainings twice as long again, so that watching never
-takes most of it.
+The length taken is the one with the highest validation accuracy; of equals the shorter. If time runs out while longer
+still helps, it is the longest that the time left allows, although no training on the fit images was that long: the
+report says so. A doubling is tried only if the time would suffice for final trainings twice as long again, so that the
+length trainings never take most of it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 from search.finale.comparison import CONFIDENCE
-
-StoppedBy = Literal["noise", "max epochs", "time"]
+from search.results import LengthLimits, Slope, StoppedBy
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class SeedDeviation:
     """What is known of the deviation between two seeds.
 
     Attributes:
-        measured: standard deviation of the accuracy between seeds; None where it was not measured.
+        measured: standard deviation of the accuracy between seeds; None if it was not measured.
         at: mean accuracy that it was measured at.
         images: validation images.
     """
@@ -50,11 +48,11 @@ class SeedDeviation:
 
     def expected(self, accuracy: float) -> float:
         """The standard deviation to be expected at another accuracy."""
-        here = _binomial(accuracy, self.images)
+        binomial = _binomial(accuracy, self.images)
         if self.measured is None:
-            return here
-        there = _binomial(self.at, self.images)
-        return min(here, self.measured * here / there) if there else self.measured
+            return binomial
+        at_measured = _binomial(self.at, self.images)
+        return min(binomial, self.measured * binomial / at_measured) if at_measured else self.measured
 
 
 def _binomial(accuracy: float, images: int) -> float:
@@ -62,26 +60,7 @@ def _binomial(accuracy: float, images: int) -> float:
 
 
 @dataclass(frozen=True)
-class LengthLimits:
-    """What bounds the trainings.
-
-    Attributes:
-        first: epochs of the first training.
-        longest: epochs that no training may exceed.
-        seconds: for all trainings together; None: as long as they take.
-        finals: final trainings, each of the length found.
-        final_share: seconds of a final training's epoch over those of a watched one, which sees fewer images.
-    """
-
-    first: int
-    longest: int
-    seconds: float | None
-    finals: int
-    final_share: float
-
-
-@dataclass(frozen=True)
-class WatchedLength:
+class TrainedLength:
     """A training of some length on the fit images, at its end.
 
     Attributes:
@@ -101,15 +80,15 @@ class Verdict:
 
     Attributes:
         next: epochs of the training to come; None: none is needed or allowed.
-        found: the length to take, as far as is known; final if ``next`` is None.
-        converged: whether the last doubling helped by no more than noise; None where there was no doubling.
+        epochs: the length to take, as far as is known; final if ``next`` is None.
+        converged: whether the last doubling helped by no more than noise; None if there was no doubling.
         stopped_by: what ended the lengthening.
         noise: standard deviation between seeds, as expected at the last accuracy.
         threshold: a gain that is no larger is noise.
     """
 
     next: int | None
-    found: int
+    epochs: int
     converged: bool | None
     stopped_by: StoppedBy | None
     noise: float
@@ -117,44 +96,44 @@ class Verdict:
 
 
 def first_length(limits: LengthLimits, seconds_per_epoch: float) -> int:
-    """Epochs of the first training: as asked for, fewer where time would not suffice for it and its final ones."""
-    wanted = min(limits.first, limits.longest)
+    """Epochs of the first training: as asked for, fewer if time would not suffice for it and its final ones."""
+    first = min(limits.first, limits.longest)
     if limits.seconds is None:
-        return wanted
+        return first
     affordable = limits.seconds / (seconds_per_epoch * (1 + limits.finals * limits.final_share))
-    return max(1, min(wanted, int(affordable)))
+    return max(1, min(first, int(affordable)))
 
 
-def judge_length(watched: Sequence[WatchedLength], noise: SeedDeviation, limits: LengthLimits) -> Verdict:
+def judge_length(lengths: Sequence[TrainedLength], noise: SeedDeviation, limits: LengthLimits) -> Verdict:
     """Whether a longer training is worth trying.
 
     Args:
-        watched: at least one, in the order of their lengths.
+        lengths: at least one, in the order of their lengths.
         noise: between seeds.
         limits: of lengths and time.
     """
-    last = watched[-1]
+    last = lengths[-1]
     spread = noise.expected(last.accuracy)
     threshold = math.sqrt(2) * spread
-    found = max(watched, key=lambda one: (one.accuracy, -one.epochs)).epochs
-    gain = last.accuracy - watched[-2].accuracy if len(watched) > 1 else None
+    best = max(lengths, key=lambda length: (length.accuracy, -length.epochs)).epochs
+    gain = last.accuracy - lengths[-2].accuracy if len(lengths) > 1 else None
     converged = None if gain is None else gain <= threshold
     following = min(2 * last.epochs, limits.longest)
     if converged:
-        return Verdict(None, found, converged, "noise", spread, threshold)
+        return Verdict(None, best, converged, "noise", spread, threshold)
     if following <= last.epochs:
-        return Verdict(None, found, converged, "max epochs", spread, threshold)
+        return Verdict(None, best, converged, "max epochs", spread, threshold)
     if limits.seconds is not None:
-        left = limits.seconds - math.fsum(one.seconds for one in watched)
+        left = limits.seconds - math.fsum(length.seconds for length in lengths)
         epoch = last.seconds / last.epochs
         final = epoch * limits.finals * limits.final_share
         if epoch * following + final * min(2 * following, limits.longest) > left:
             affordable = min(limits.longest, int(left / final))
-            return Verdict(None, max(found, affordable), converged, "time", spread, threshold)
-    return Verdict(following, found, converged, None, spread, threshold)
+            return Verdict(None, max(best, affordable), converged, "time", spread, threshold)
+    return Verdict(following, best, converged, None, spread, threshold)
 
 
-def last_slope(accuracies: Sequence[float]) -> Mapping[str, float] | None:
+def last_slope(accuracies: Sequence[float]) -> Slope | None:
     """Slope of a curve's last fifth, in accuracy an epoch, with its 95 % interval; None for fewer than three points."""
     count = max(3, math.ceil(len(accuracies) / 5))
     if len(accuracies) < 3:
@@ -162,4 +141,5 @@ def last_slope(accuracies: Sequence[float]) -> Mapping[str, float] | None:
     part = list(accuracies)[-count:]
     fit = stats.linregress(np.arange(count), part)
     margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 2) * fit.stderr)
-    return {"per_epoch": float(fit.slope), "low": float(fit.slope) - margin, "high": float(fit.slope) + margin}
+    slope = float(fit.slope)
+    return Slope(slope, slope - margin, slope + margin)

@@ -4,9 +4,7 @@
 `search.report.page` and `search.report.markdown` write that down.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import optuna
 
@@ -16,6 +14,7 @@ from search.report.content import document
 from search.report.data import ReportData, collect
 from search.report.markdown import as_markdown
 from search.report.page import as_html
+from search.results import Confirmation, RetrainResult
 from search.study import StudyRecord
 from search.summary import Summary
 
@@ -27,8 +26,8 @@ def write_report(
     study: optuna.Study,
     record: StudyRecord,
     count: Budget,
-    confirmation: Mapping[str, Any] | None,
-    retrain: Mapping[str, Any] | None,
+    confirmation: Confirmation | None,
+    retrain: RetrainResult | None,
     summary: Summary,
     storage_shown: str,
 ) -> list[Path]:
@@ -40,7 +39,7 @@ def write_report(
         record: what is stored of its definition and its images.
         count: its budget (`search.ledger.budget.count_budget`).
         confirmation: summed up by `search.finale.confirm`; None where there is none.
-        retrain: the study's attribute of that name; None before it is done.
+        retrain: None before it is done.
         summary: of the study.
         storage_shown: the storage's URL without a password.
 

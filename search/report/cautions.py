@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
-from search.analysis.selection import CostLimits
 from search.attributes import DEVICE, LATENCY
 from search.config.settings import TrialSettings, settings_from
 from search.config.space import PER_BLOCK, parameter_distributions
@@ -45,7 +44,7 @@ def _fallback(data: ReportData) -> Iterator[tuple[str, str]]:
 
 
 def _reads(data: ReportData) -> Iterator[tuple[str, str]]:
-    networks = len((data.retrain or {}).get("runs") or ()) or (1 if data.retrain else 0)
+    networks = max(1, len(data.retrain.runs)) if data.retrain else 0
     if len(data.reads) > networks:
         whose = sorted({str(read.get("trial")) for read in data.reads})
         text = (
@@ -70,10 +69,10 @@ def _several_devices(data: ReportData) -> Iterator[tuple[str, str]]:
 
 def _other_limits(data: ReportData) -> Iterator[tuple[str, str]]:
     """A network that was retrained before the limits changed."""
-    kept = (data.retrain or {}).get("limits")
-    if kept is None or kept == data.aim.limits.most:
+    limits = data.retrain.limits if data.retrain else None
+    if limits is None or limits.most == data.aim.limits.most:
         return
-    before = CostLimits(**kept).text or "none"
+    before = limits.text or "none"
     text = (
         f"The network was chosen with these limits: {before}. Since then they were changed to: "
         f"{data.aim.limits.text or 'none'}. `python -m search confirm` and `retrain` bring it up to date, and read the "
@@ -83,11 +82,11 @@ def _other_limits(data: ReportData) -> Iterator[tuple[str, str]]:
 
 
 def _not_converged(data: ReportData) -> Iterator[tuple[str, str]]:
-    done = data.retrain or {}
-    if not done.get("watched") or done.get("converged"):
+    done = data.retrain
+    if done is None or not done.watched or done.converged:
         return
-    stopped = STOPPED.get(str(done.get("stopped_by")), "it was stopped")
-    if done.get("converged") is None:
+    stopped = STOPPED.get(str(done.stopped_by), "it was stopped")
+    if done.converged is None:
         title, text = "Convergence of the retrain not known", f"No doubling of its length was tried, as {stopped}."
     else:
         title, text = "Retrain not converged", f"The last doubling of its length still paid when {stopped}."

@@ -1,9 +1,7 @@
 """What a report says, pure: from collected data to a document, the answer first."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from search.analysis.outcomes import number
 from search.config.objective import COST_LABELS, LATENCY_BATCH, score
 from search.console.format import percent
 from search.report.cautions import cautions
@@ -13,6 +11,7 @@ from search.report.finale import classes, confirmation, cost, retrain
 from search.report.origin import baselines, repetition
 from search.report.trials import history, parameters, pareto, pruning, time_spent
 from search.report.words import configuration_words, stage
+from search.results import AccuracyEstimate
 
 
 def document(data: ReportData) -> Document:
@@ -50,11 +49,10 @@ def _subtitle(data: ReportData) -> str:
 
 
 def _answer(data: ReportData, told: Sequence[str]) -> Answer:
-    tested = (data.retrain or {}).get("test_accuracy") or {}
-    mean = number(tested.get("mean"))
     sentences = [*_asked(data), *_winner(data), *_optimism(data)]
-    if mean is not None:
-        return Answer("Test accuracy", percent(mean), _interval(tested), tuple(sentences), tuple(told))
+    if data.retrain is not None:
+        tested = data.retrain.test_accuracy
+        return Answer("Test accuracy", percent(tested.mean), _interval(tested), tuple(sentences), tuple(told))
     best = next(iter(data.complete), None)
     if best is not None:
         sentences.insert(
@@ -65,12 +63,12 @@ def _answer(data: ReportData, told: Sequence[str]) -> Answer:
     return Answer("Test accuracy", "not tested yet", stage(data), tuple(sentences), tuple(told))
 
 
-def _interval(tested: Mapping[str, Any]) -> str:
-    count, low, high = tested.get("n") or 1, number(tested.get("low")), number(tested.get("high"))
+def _interval(tested: AccuracyEstimate) -> str:
+    low, high = tested.low, tested.high
     known = "" if low is None or high is None else f", 95 % interval {percent(low)} to {percent(high)}"
-    if count > 1:
-        return f"mean of {count} seeds{known}"
-    # Another interval than that of several seeds: see `search.finale.retrain.interval`.
+    if tested.n > 1:
+        return f"mean of {tested.n} seeds{known}"
+    # Another interval than that of several seeds: see `search.finale.test.accuracy_estimate`.
     over_images = " for this network over other such images" if known else ""
     return f"one seed{known}{over_images}; how much another seed would differ is not known"
 
@@ -95,7 +93,7 @@ def _winner(data: ReportData) -> Iterator[str]:
     if data.retrain:
         name = "The network"
     else:
-        confirmed = (data.confirmation or {}).get("winner") is not None
+        confirmed = data.confirmation is not None and data.confirmation.winner is not None
         name = "Winner of the confirmation" if confirmed else _so_far(data)
     yield f"{name}: trial {winner.number}, {configuration_words(winner)}."
 
@@ -107,12 +105,11 @@ def _so_far(data: ReportData) -> str:
 
 
 def _optimism(data: ReportData) -> Iterator[str]:
-    optimism = (data.confirmation or {}).get("optimism")
+    optimism = data.confirmation.optimism if data.confirmation else None
     if optimism:
-        difference = optimism["difference"]
         name = {"accuracy": "best trial", "knee": "knee", "limit": "best trial within the limit"}[data.aim.rule]
         yield (
-            f"The search's optimism: its {name} ({optimism['trial']}) scored {percent(optimism['score'])}; over "
-            f"fresh seeds the same configuration reaches {percent(optimism['confirmed'])}, "
-            f"{abs(100 * difference):.2f} points {'less' if difference >= 0 else 'more'}."
+            f"The search's optimism: its {name} ({optimism.trial}) scored {percent(optimism.score)}; over "
+            f"fresh seeds the same configuration reaches {percent(optimism.confirmed)}, "
+            f"{abs(100 * optimism.difference):.2f} points {'less' if optimism.difference >= 0 else 'more'}."
         )

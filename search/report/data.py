@@ -18,6 +18,7 @@ from search.analysis.selection import SelectionRule, candidates, ranked, selecti
 from search.attributes import HOLDOUT_READS, RETRAIN_PROGRESS, START
 from search.config.objective import score
 from search.events import Budget
+from search.results import Confirmation, RetrainProgress, RetrainResult, optional_from_json
 from search.study import StudyRecord
 from search.summary import Summary
 
@@ -34,8 +35,7 @@ class ReportData:
         aim: what it is for.
         trials: all of them; their notes of a worker's own troubles (tracebacks) are not looked at.
         count: the budget.
-        confirmation, retrain: as `search.finale.confirm` and `search.finale.retrain` store them; None before they are
-        there.
+        confirmation, retrain: None before they are there.
         progress: of a retrain under way.
         reads: every read of the test images.
         importances: share of each parameter, largest first; empty where there are too few trials.
@@ -49,9 +49,9 @@ class ReportData:
     aim: SelectionRule
     trials: tuple[FrozenTrial, ...]
     count: Budget
-    confirmation: Mapping[str, Any] | None
-    retrain: Mapping[str, Any] | None
-    progress: Mapping[str, Any] | None
+    confirmation: Confirmation | None
+    retrain: RetrainResult | None
+    progress: RetrainProgress | None
     reads: tuple[Mapping[str, Any], ...]
     importances: Mapping[str, float]
     audit: PruningAudit | None
@@ -67,11 +67,8 @@ class ReportData:
     @property
     def winner(self) -> FrozenTrial | None:
         """The trial that was retrained, else the one that the confirmation took, else the search's choice."""
-        chosen = (self.retrain or {}).get("trial")
-        if chosen is None:
-            chosen = (self.confirmation or {}).get("winner")
-        by_number = {trial.number: trial for trial in self.trials}
-        return by_number.get(chosen) if chosen in by_number else self.chosen
+        taken = self.retrain.trial if self.retrain else self.confirmation and self.confirmation.winner
+        return next((trial for trial in self.trials if trial.number == taken), self.chosen)
 
     @property
     def chosen(self) -> FrozenTrial | None:
@@ -88,8 +85,8 @@ def collect(
     study: optuna.Study,
     record: StudyRecord,
     count: Budget,
-    confirmation: Mapping[str, Any] | None,
-    retrain: Mapping[str, Any] | None,
+    confirmation: Confirmation | None,
+    retrain: RetrainResult | None,
     summary: Summary,
     storage_shown: str,
 ) -> ReportData:
@@ -100,7 +97,7 @@ def collect(
         record: what is stored of its definition and its images.
         count: its budget (`search.ledger.budget.count_budget`).
         confirmation: summed up by `search.finale.confirm`; None where there is none.
-        retrain: the study's attribute of that name; None before it is done.
+        retrain: None before it is done.
         summary: of the study.
         storage_shown: the storage's URL without a password.
     """
@@ -113,7 +110,7 @@ def collect(
         count=count,
         confirmation=confirmation,
         retrain=retrain,
-        progress=None if retrain else attributes.get(RETRAIN_PROGRESS),
+        progress=None if retrain else optional_from_json(RetrainProgress, attributes.get(RETRAIN_PROGRESS)),
         reads=tuple(attributes.get(HOLDOUT_READS) or ()),
         importances=_importances(study, trials),
         audit=pruning_audit(trials, record.config.confirm.configurations),

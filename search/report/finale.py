@@ -1,16 +1,20 @@
 """The report's sections about the finale: confirmation, retrain, test."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from search.analysis.outcomes import number
-from search.attributes import DEVICE, LATENCY
+from search.attributes import DEVICE, FLOPS, LATENCY, PARAMETERS
 from search.config.objective import LATENCY_BATCH
 from search.console.format import params_text, percent, trials_text
 from search.report.data import ReportData
 from search.report.document import Block, Picture, Pictures, Table, Text, table
-from search.report.figures import MOST_CLASSES, class_figure, confusion_figure
-from search.report.study_figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
+from search.report.finale_figures import (
+    MOST_CLASSES,
+    class_figure,
+    confirmation_figure,
+    confusion_figure,
+    retrain_accuracy_figure,
+    retrain_loss_figure,
+)
 from search.report.words import (
     NONE,
     STOPPED,
@@ -25,6 +29,14 @@ from search.report.words import (
     whole_cell,
     with_interval,
 )
+from search.results import (
+    Confirmation,
+    ConfirmedConfiguration,
+    FinalTraining,
+    InferenceChoices,
+    LengthTraining,
+    RetrainResult,
+)
 
 WRITTEN_CLASSES = 20
 """Classes up to which the confusion matrix is written out as a table."""
@@ -32,15 +44,15 @@ WRITTEN_CLASSES = 20
 
 def confirmation(data: ReportData) -> Iterator[Block]:
     """The best configurations over fresh seeds, and which one is taken."""
-    told = data.confirmation
-    if not told or not told.get("configurations"):
+    confirmed = data.confirmation
+    if confirmed is None or not confirmed.configurations:
         yield Text("There is no confirmation: what follows rests on one training of each configuration.")
         return
-    rows = told["configurations"]
-    if told["done"] < told["runs"]:
-        yield Text(f"Under way: {told['done']} of {told['runs']} runs are done. So far: {_tie(told)}")
+    rows = confirmed.configurations
+    if confirmed.done < confirmed.runs:
+        yield Text(f"Under way: {confirmed.done} of {confirmed.runs} runs are done. So far: {_tie(confirmed)}")
     else:
-        yield Text(_tie(told))
+        yield Text(_tie(confirmed))
     if data.aim.rule != "accuracy":
         yield Text(_rule(data))
     yield table(
@@ -49,37 +61,37 @@ def confirmation(data: ReportData) -> Iterator[Block]:
             "trial", "", "mean", "std", "n", "behind the best, points (95 %)", "in the search", "parameters", "FLOPs",
             "configuration",
         ),
-        [
-            (
-                str(row["trial"]),
-                _place(row["trial"], told),
-                share_cell(row.get("mean")),
-                share_cell(row.get("std")),
-                str(row.get("n", 0)),
-                with_interval(row.get("behind"), "mean"),
-                share_cell(row.get("search_accuracy")),
-                whole_cell(row.get("parameters")),
-                flops_cell(row.get("flops")),
-                params_text(row.get("params") or {}),
-            )
-            for row in rows
-        ],
-        strong=[i for i, row in enumerate(rows) if row["trial"] == told.get("winner")],
+        [_configuration_row(row, confirmed) for row in rows],
+        strong=[i for i, row in enumerate(rows) if row.trial == confirmed.winner],
     )  # fmt: skip
-    if any(row.get("accuracies") for row in rows):
+    if any(row.accuracies for row in rows):
         yield Picture(
             "Every seed of every configuration",
-            confirmation_figure(told),
+            confirmation_figure(confirmed),
             "Red diamonds are what the search saw: one to the right of its mean was lucky.",
             height=140 + 44 * len(rows),
         )
-    noise = number(told.get("noise"))
-    if noise is not None:
-        seeds = ", ".join(str(seed) for seed in told.get("seeds") or ())
+    if confirmed.noise is not None:
+        seeds = ", ".join(str(seed) for seed in confirmed.seeds)
         yield Text(
-            f"One training differs from another of the same configuration by {100 * noise:.2f} points (pooled standard "
-            f"deviation over seeds). Seeds: {seeds}."
+            f"One training differs from another of the same configuration by {100 * confirmed.noise:.2f} points "
+            f"(pooled standard deviation over seeds). Seeds: {seeds}."
         )
+
+
+def _configuration_row(row: ConfirmedConfiguration, confirmed: Confirmation) -> tuple[str, ...]:
+    return (
+        str(row.trial),
+        _standing(row.trial, confirmed),
+        share_cell(row.mean),
+        share_cell(row.std),
+        str(row.n),
+        with_interval(row.behind.mean, row.behind.low, row.behind.high) if row.behind else NONE,
+        share_cell(row.search_accuracy),
+        whole_cell(row.parameters),
+        flops_cell(row.flops),
+        params_text(row.params),
+    )
 
 
 def _rule(data: ReportData) -> str:
@@ -89,17 +101,16 @@ def _rule(data: ReportData) -> str:
     return f"Confirmed are the best of the configurations with {data.aim.limits.text}."
 
 
-def _tie(told: Mapping[str, Any]) -> str:
-    best, winner = told.get("best_mean"), told.get("winner")
+def _tie(confirmed: Confirmation) -> str:
+    best, winner, error = confirmed.best_mean, confirmed.winner, confirmed.noise_of_difference
     if best is None:
         return "No configuration has finished a run."
-    if len(told["configurations"]) == 1:
+    if len(confirmed.configurations) == 1:
         return f"One configuration was taken up, so there is nothing to compare: trial {winner}."
-    error = number(told.get("noise_of_difference"))
     if error is None:
         return f"Trial {best} has the best mean; how much of that is noise is not known. Trial {winner} is taken."
-    others = [trial for trial in told.get("tied") or () if trial != best]
-    if not told.get("tie") or not others:
+    others = [trial for trial in confirmed.tied if trial != best]
+    if not confirmed.tie or not others:
         return f"Trial {best} has the best mean, and no other comes within its noise. Trial {winner} is taken."
     return (
         f"A tie: trial {best} has the best mean, but {trials_text(others)} cannot be told from it, within one "
@@ -107,27 +118,26 @@ def _tie(told: Mapping[str, Any]) -> str:
     )
 
 
-def _place(trial: int, told: Mapping[str, Any]) -> str:
-    best = trial == told.get("best_mean")
-    places = {
-        "taken": trial == told.get("winner"),
+def _standing(trial: int, confirmed: Confirmation) -> str:
+    best = trial == confirmed.best_mean
+    standings = {
+        "taken": trial == confirmed.winner,
         "best mean": best,
-        "tied": trial in (told.get("tied") or ()) and not best,
+        "tied": trial in confirmed.tied and not best,
     }
-    return ", ".join(name for name, holds in places.items() if holds)
+    return ", ".join(name for name, holds in standings.items() if holds)
 
 
 def retrain(data: ReportData) -> Iterator[Block]:
     """How the winner was trained, for how long, and whether that was long enough."""
     done = data.retrain
-    if not done:
+    if done is None:
         under_way = f"Under way: {stage(data).removeprefix('running: ')}."
         yield Text(under_way if data.progress else "Not retrained yet.")
         return
-    watched, runs = done.get("watched") or [], done.get("runs") or []
     yield Text(_convergence(done))
-    yield from _retrain_pictures(done, [*watched, *runs])
-    if watched:
+    yield from _retrain_pictures(done)
+    if done.watched:
         yield table(
             "Watched on the fit images alone, each training twice as long as the one before; slopes are those of the "
             "last fifth of the epochs, with 95 % intervals",
@@ -135,106 +145,108 @@ def retrain(data: ReportData) -> Iterator[Block]:
                 "epochs", "seed", "validation accuracy", "with mirror images", "averaged weights", "both",
                 "gain of doubling", "slope, points an epoch", "time",
             ),
-            [_watched_row(run) for run in watched],
+            [_length_row(training) for training in done.watched],
         )  # fmt: skip
-    if choices := done.get("choices"):
-        names = {
-            "flip": "the mean over an image and its mirror image",
-            "averaging": "weights averaged over the ends of the last fifth of the epochs",
-        }
-        chosen = [f"{text}: {'yes' if choices[key] else 'no'}" for key, text in names.items() if key in choices]
-        yield Text(f"Chosen on the validation images for the final network: {'; '.join(chosen)}.")
-    if runs:
+    if done.choices:
+        yield Text(_choices(done.choices))
+    if done.runs:
         yield table(
             "Final trainings, on fit and validation images together",
             (
                 "seed", "train accuracy", "train loss", "test accuracy", "test loss", "calibration error",
                 "test images read", "time",
             ),
-            [_final_row(run) for run in runs],
+            [_final_row(training) for training in done.runs],
         )  # fmt: skip
 
 
-def _retrain_pictures(done: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
+def _retrain_pictures(done: RetrainResult) -> Iterator[Block]:
+    trainings: tuple[LengthTraining | FinalTraining, ...] = (*done.watched, *done.runs)
     pictures = []
-    if any(run.get("curve") for run in trainings):
+    if any(training.curve for training in trainings):
         text = (
             "Solid: validation; dotted: train, on augmented images; stars: test. Final trainings have no validation "
             "images left."
         )
         pictures.append(Picture("Accuracy by epoch", retrain_accuracy_figure(done), text))
-    if any(run.get("losses") for run in trainings):
+    if any(training.losses for training in trainings):
         text = "Thin: every batch; bold: the mean around it."
         pictures.append(Picture("Loss of every batch", retrain_loss_figure(done, most=600), text))
     if pictures:
         yield Pictures(tuple(pictures))
 
 
-def _watched_row(run: Mapping[str, Any]) -> tuple[str, ...]:
-    gain = number(run.get("gain"))
+def _choices(choices: InferenceChoices) -> str:
+    answers = {
+        "the mean over an image and its mirror image": choices.flip,
+        "weights averaged over the ends of the last fifth of the epochs": choices.averaging,
+    }
+    chosen = "; ".join(f"{text}: {'yes' if answer else 'no'}" for text, answer in answers.items())
+    return f"Chosen on the validation images for the final network: {chosen}."
+
+
+def _length_row(training: LengthTraining) -> tuple[str, ...]:
+    slope = training.slope
     return (
-        str(run["epochs"]),
-        str(run.get("seed", NONE)),
-        share_cell(run.get("validation_accuracy")),
-        share_cell(run.get("flip")),
-        share_cell(run.get("averaged")),
-        share_cell(run.get("averaged_flip")),
-        NONE if gain is None else points_text(gain),
-        with_interval(run.get("slope"), "per_epoch", digits=3),
-        time_cell(run.get("seconds")),
+        str(training.epochs),
+        str(training.seed),
+        share_cell(training.validation_accuracy),
+        share_cell(training.flip),
+        share_cell(training.averaged),
+        share_cell(training.averaged_flip),
+        NONE if training.gain is None else points_text(training.gain),
+        with_interval(slope.per_epoch, slope.low, slope.high, digits=3) if slope else NONE,
+        time_cell(training.seconds),
     )
 
 
-def _final_row(run: Mapping[str, Any]) -> tuple[str, ...]:
-    test = run.get("test") or {}
+def _final_row(training: FinalTraining) -> tuple[str, ...]:
     return (
-        str(run["seed"]),
-        share_cell(run.get("train_accuracy")),
-        real_cell(run.get("train_loss")),
-        share_cell(test.get("accuracy")),
-        real_cell(test.get("loss")),
-        share_cell(test.get("calibration_error")),
-        str(test.get("read_at") or NONE),
-        time_cell(run.get("seconds")),
+        str(training.seed),
+        share_cell(training.train_accuracy),
+        real_cell(training.train_loss),
+        share_cell(training.test.accuracy),
+        real_cell(training.test.loss),
+        share_cell(training.test.calibration_error),
+        training.test.read_at,
+        time_cell(training.seconds),
     )
 
 
-def _convergence(done: Mapping[str, Any]) -> str:
+def _convergence(done: RetrainResult) -> str:
     """How long, why so long, and whether that was long enough (`search.finale.convergence`)."""
-    watched, rule = done.get("watched") or [], done.get("rule") or {}
-    text = f"Trial {done['trial']} was trained for {counted(done['epochs'], 'epoch')}."
+    watched, rule = done.watched, done.rule
+    text = f"Trial {done.trial} was trained for {counted(done.epochs, 'epoch')}."
     if not watched:
         return f"{text} Whether a longer training would score higher was not found out."
-    lengths = " and ".join(", ".join(str(run["epochs"]) for run in watched).rsplit(", ", 1))
+    lengths = " and ".join(", ".join(str(training.epochs) for training in watched).rsplit(", ", 1))
     text += f" Watched on the fit images alone: {lengths} epochs."
-    threshold, noise = number(rule.get("threshold")), number(rule.get("noise"))
-    if threshold is not None and noise is not None:
+    if rule:
         text += (
-            f" The rule: double the length while that gains more than {100 * threshold:.2f} points, one standard error "
-            f"of the difference between two trainings (one differs by {100 * noise:.2f} points from seed to seed)."
+            f" The rule: double the length while that gains more than {100 * rule.threshold:.2f} points, one standard "
+            f"error of the difference between two trainings (one differs by {100 * rule.noise:.2f} points from seed to "
+            "seed)."
         )
-    gain = number(watched[-1].get("gain"))
+    gain = watched[-1].gain
     last = "" if gain is None else f": the last doubling gained {points_text(gain)}"
-    if done.get("converged"):
+    if done.converged:
         return f"{text} Converged{last}."
-    stopped = STOPPED.get(str(done.get("stopped_by")), "it was stopped")
-    if done["epochs"] > watched[-1]["epochs"]:
+    stopped = STOPPED.get(str(done.stopped_by), "it was stopped")
+    if done.epochs > watched[-1].epochs:
         stopped += "; all that was left of them went to the final trainings, longer than any that was watched"
-    if done.get("converged") is None:
+    if done.converged is None:
         return f"{text} Whether a doubling would help was not found out, as {stopped}."
     return f"{text} Not converged, as {stopped}{last}."
 
 
 def classes(data: ReportData) -> Iterator[Block]:
     """What the network takes for what."""
-    done = data.retrain or {}
-    by_class, confusion = done.get("per_class_accuracy") or {}, done.get("confusion") or []
-    names = data.record.dataset.classes
-    if len(confusion) != len(names):
-        confusion = []
+    done, names = data.retrain, data.record.dataset.classes
+    by_class = (done.per_class_accuracy if done else None) or {}
+    confusion = done.confusion if done and len(done.confusion) == len(names) else ()
     pictures = []
     if by_class:
-        ranked = sorted(by_class.items(), key=lambda item: float(item[1]))
+        ranked = sorted(by_class.items(), key=lambda item: item[1])
         rows = [(name, percent(value)) for name, value in ranked]
         by_rank = table("Test accuracy by class, the worst first", ("class", "test accuracy"), rows)
         height = max(420, 90 + 26 * min(len(rows), MOST_CLASSES))
@@ -277,26 +289,26 @@ def cost(data: ReportData) -> Iterator[Block]:
     if winner is None:
         yield Text("Nothing to tell yet.")
         return
-    source = done or winner.user_attrs
+    parameters, flops = winner.user_attrs.get(PARAMETERS), winner.user_attrs.get(FLOPS)
     rows = [
-        ("parameters", whole_cell(source.get("parameters"))),
-        ("FLOPs of one image, forward", whole_cell(source.get("flops"))),
+        ("parameters", whole_cell(done.parameters if done else parameters)),
+        ("FLOPs of one image, forward", whole_cell(done.flops if done else flops)),
     ]
     if LATENCY in winner.user_attrs:
-        where = winner.user_attrs.get(DEVICE)
-        of = f"latency of {counted(LATENCY_BATCH, 'image')} at the end of its trial, on {where}"
-        rows.append((of, latency_cell(winner.user_attrs[LATENCY])))
+        device = winner.user_attrs.get(DEVICE)
+        text = f"latency of {counted(LATENCY_BATCH, 'image')} at the end of its trial, on {device}"
+        rows.append((text, latency_cell(winner.user_attrs[LATENCY])))
     if done:
-        rows.insert(0, ("calibration error on the test images", share_cell(done.get("calibration_error"))))
-        rows += [_latency(int(size), seconds, done) for size, seconds in (done.get("latency") or {}).items()]
-        rows.append(("trained and measured on", str(done.get("device") or NONE)))
-        rows.append(("time of the whole retrain", time_cell(done.get("seconds"))))
+        rows.insert(0, ("calibration error on the test images", share_cell(done.calibration_error)))
+        rows += [_latency(size, seconds, done) for size, seconds in (done.latency or {}).items()]
+        rows.append(("trained and measured on", done.device or NONE))
+        rows.append(("time of the whole retrain", time_cell(done.seconds)))
     yield table(f"The network of trial {winner.number}", ("what", "value"), rows)
-    if done and number(done.get("calibration_error")) is not None:
+    if done and done.calibration_error is not None:
         yield Text("Calibration error: the mean gap between how sure the network is and how often it is right.")
 
 
-def _latency(images: int, seconds: float, done: Mapping[str, Any]) -> tuple[str, str]:
-    precision = f", {done['latency_precision']}" if done.get("latency_precision") else ""
+def _latency(images: int, seconds: float, done: RetrainResult) -> tuple[str, str]:
+    precision = f", {done.latency_precision}" if done.latency_precision else ""
     speed = f" ({images / seconds:,.0f} images/s)" if seconds and images > 1 else ""
     return f"latency of {counted(images, 'image')}{precision}", f"{1000 * seconds:,.3g} ms{speed}"

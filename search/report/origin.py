@@ -8,7 +8,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from data.split import DIVISION_SEED
-from search.analysis.outcomes import number, validation_curve
+from search.analysis.outcomes import validation_curve
 from search.attributes import DEVICE, PARAMETERS
 from search.config.objective import score
 from search.config.study_file import as_toml
@@ -38,13 +38,13 @@ def baselines(data: ReportData) -> Iterator[Block]:
         )
     done = data.retrain
     strong = []
-    if done and (mean := number((done.get("test_accuracy") or {}).get("mean"))) is not None:
+    if done:
         strong.append(len(rows))
-        seeds = done["test_accuracy"].get("n") or 1
+        seeds = done.test_accuracy.n
         what = f"this study, retrained: {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}"
         how = "by search, on validation images alone"
-        cost = (whole_cell(done.get("parameters")), str(done["epochs"]))
-        rows.append((what, percent(mean), "test images", *cost, how))
+        cost = (whole_cell(done.parameters), str(done.epochs))
+        rows.append((what, percent(done.test_accuracy.mean), "test images", *cost, how))
     if data.complete:
         best = data.complete[0]
         rows.append(
@@ -83,7 +83,7 @@ def _trial_row(what: str, trial: FrozenTrial, chosen: str) -> tuple[str, ...]:
 
 def repetition(data: ReportData) -> Iterator[Block]:
     """Definition, command, seeds, versions and hardware."""
-    record, summary, done = data.record, data.summary, data.retrain or {}
+    record, summary, done = data.record, data.summary, data.retrain
     environment = summary.environment
     file = f"{record.name}.toml"
     words = ["python", "-m", "search", "run", "--study", file, "--name", f"{record.name}-again"]
@@ -100,16 +100,16 @@ def repetition(data: ReportData) -> Iterator[Block]:
         ("hash of space and trial length", summary.space_hash),
         ("seed of the study", str(record.config.seed)),
         ("seed of the division", str(DIVISION_SEED)),
-        ("seeds of the confirmation", _listed((data.confirmation or {}).get("seeds"))),
-        ("seeds of the watched trainings", _listed(run.get("seed") for run in done.get("watched") or ())),
-        ("seeds of the final trainings", _listed(run.get("seed") for run in done.get("runs") or ())),
+        ("seeds of the confirmation", _listed(data.confirmation.seeds if data.confirmation else ())),
+        ("seeds of the watched trainings", _listed(run.seed for run in done.watched) if done else NONE),
+        ("seeds of the final trainings", _listed(run.seed for run in done.runs) if done else NONE),
         ("reads of the test images", "; ".join(_read(read) for read in data.reads) or "none"),
         *((name, str(value)) for name, value in environment.items()),
         (
             "devices of trials",
             "; ".join(f"{name} ({counted(n, 'trial')})" for name, n in devices.most_common()) or NONE,
         ),
-        ("device of the retrain", str(done.get("device") or NONE)),
+        ("device of the retrain", str((done and done.device) or NONE)),
     ]
     yield table("Where the numbers come from", ("what", "value"), rows)
 

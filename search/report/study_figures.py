@@ -1,45 +1,24 @@
-"""The study's own pictures: pure functions of what is stored, drawn for optuna-dashboard and the report.
-
-A figure's JSON lies in the database and is read by every open browser every few seconds, so figures are kept small:
-no template, rounded numbers, and a bound on the number of points.
-"""
+"""Figures of a whole study, for optuna-dashboard and the report: budget, device time, accuracy against cost."""
 
 import html
 import io
-import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 from plotly.subplots import make_subplots
 
-from search.analysis.outcomes import Outcome, curve, end_accuracy, number, outcome, seconds, validation_curve
+from search.analysis.outcomes import Outcome, curve, end_accuracy, outcome, seconds, validation_curve
 from search.analysis.selection import front_of
 from search.attributes import LATENCY
 from search.config.objective import COST_ATTRIBUTES, LATENCY_BATCH, CostName, cost_of, score
 from search.console.format import duration, params_text
-
-T = TypeVar("T")
-
-COLOURS: Mapping[Outcome, str] = {
-    "complete": "#2e7d32",
-    "pruned": "#f9a825",
-    "infeasible": "#6a1b9a",
-    "failed attempt": "#c62828",
-    "running": "#1565c0",
-    "waiting": "#b0bec5",
-}
-
-LINE_COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#78716c", "#ec4899", "#84cc16")
-"""For lines side by side, readable on white and on black."""
+from search.report.drawing import COLOURS, LINE_COLOURS, titled, with_title
 
 MOST_POINTS = 500
 """Trials that `accuracy_cost_figure` shows at most: about 100 kB of JSON."""
-
-_MARGIN = {"l": 60, "r": 30, "t": 50, "b": 50}
 
 
 def budget_figure(trials: Sequence[FrozenTrial], requested: int, waiting: int) -> go.Figure:
@@ -51,7 +30,7 @@ def budget_figure(trials: Sequence[FrozenTrial], requested: int, waiting: int) -
         waiting: configurations in the queue.
     """
     count: dict[Outcome, int] = {**Counter(outcome(trial) for trial in trials), "waiting": waiting}
-    figure = _figure("Budget: configurations by outcome")
+    figure = titled("Budget: configurations by outcome")
     for name in COLOURS:
         row = "attempts" if name == "failed attempt" else "configurations"
         value = count.get(name, 0)
@@ -93,7 +72,7 @@ def device_hours_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
         if trial.state.is_finished():
             spent[outcome(trial)] += seconds(trial)
     total = sum(spent.values())
-    figure = _figure(f"Device time: {duration(total)}")
+    figure = titled(f"Device time: {duration(total)}")
     figure.add_bar(
         x=[round(value / 3600, 4) for value in spent.values()],
         y=list(names.values()),
@@ -140,7 +119,7 @@ def accuracy_cost_figure(trials: Sequence[FrozenTrial], chosen: int | None = Non
     figure.update_yaxes(title_text="validation accuracy", tickformat=".0%", row=1, col=1)
     some = f" (the best {len(shown):,} of {len(complete):,})" if len(shown) < len(complete) else ""
     figure.update_layout(showlegend=False)
-    return _plain(figure, f"Accuracy and cost of complete trials{some}")
+    return with_title(figure, f"Accuracy and cost of complete trials{some}")
 
 
 def cost_figure(trials: Sequence[FrozenTrial], attribute: str, chosen: int | None = None) -> go.Figure:
@@ -149,7 +128,7 @@ def cost_figure(trials: Sequence[FrozenTrial], attribute: str, chosen: int | Non
     _add_cost(figure, _with_accuracy(trials), attribute, 1, chosen)
     figure.update_yaxes(title_text="validation accuracy", tickformat=".0%")
     figure.update_layout(showlegend=False)
-    return _plain(figure, f"Accuracy and {attribute}")
+    return with_title(figure, f"Accuracy and {attribute}")
 
 
 def pareto_front(trials: Sequence[FrozenTrial], attribute: str) -> list[FrozenTrial]:
@@ -173,12 +152,12 @@ def _add_cost(
     points = [(price, trial) for trial in complete if (price := cost_of(trial, cost)) is not None]
     front = [(price, trial) for trial in front_of(complete, cost) if (price := cost_of(trial, cost)) is not None]
     always = {trial.number for _, trial in front} | {trial.number for _, trial in points if trial.number == chosen}
-    kept = _at_most(MOST_POINTS, points, always)
+    drawn = _at_most(MOST_POINTS, points, always)
     unit = "%{x:.3g} s" if cost == "latency" else f"%{{x:,}} {attribute}"
     figure.add_scatter(
-        x=[cost for cost, _ in kept],
-        y=[_accuracy(trial) for _, trial in kept],
-        text=[f"trial {t.number}: {html.escape(params_text(t.params))}" for _, t in kept],
+        x=[cost for cost, _ in drawn],
+        y=[_accuracy(trial) for _, trial in drawn],
+        text=[f"trial {t.number}: {html.escape(params_text(t.params))}" for _, t in drawn],
         hovertemplate=f"%{{text}}<br>%{{y:.2%}}, {unit}<extra></extra>",
         mode="markers",
         marker={"color": LINE_COLOURS[0], "opacity": 0.6},
@@ -194,7 +173,7 @@ def _add_cost(
         row=1,
         col=column,
     )
-    for price, trial in kept:
+    for price, trial in drawn:
         if trial.number == chosen:
             figure.add_scatter(
                 x=[price],
@@ -210,145 +189,11 @@ def _add_cost(
         title_text=COSTS[attribute],
         type="log",
         tickformat="~s",
-        tickvals=_ticks([cost for cost, _ in kept]),
+        tickvals=_ticks([cost for cost, _ in drawn]),
         row=1,
         col=column,
     )
-    return {trial.number for _, trial in kept}
-
-
-def confirmation_figure(confirmation: Mapping[str, Any]) -> go.Figure:
-    """Each confirmed configuration's accuracy with every seed, their mean, and what the search gave it."""
-    rows = [row for row in confirmation.get("configurations") or () if row.get("accuracies")]
-    names = [f"trial {row['trial']}" for row in rows]
-    figure = _figure("Confirmation over fresh seeds")
-    seeds = [
-        (name, seed, value) for name, row in zip(names, rows, strict=True) for seed, value in row["accuracies"].items()
-    ]
-    figure.add_scatter(
-        x=[round(value, 5) for _, _, value in seeds],
-        y=[name for name, _, _ in seeds],
-        text=[f"seed {html.escape(str(seed))}" for _, seed, _ in seeds],
-        name="one seed",
-        mode="markers",
-        marker={"color": LINE_COLOURS[0], "opacity": 0.7, "size": 8},
-        hovertemplate="%{y}, %{text}: %{x:.2%}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=[row["mean"] for row in rows],
-        y=names,
-        error_x={"type": "data", "array": [row.get("std") or 0 for row in rows], "thickness": 1.5},
-        name="mean ± standard deviation",
-        mode="markers",
-        marker={
-            "color": COLOURS["complete"],
-            "symbol": "line-ns",
-            "size": 18,
-            "line": {"width": 3, "color": COLOURS["complete"]},
-        },
-        hovertemplate="%{y}: mean %{x:.2%}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=[row.get("search_accuracy") for row in rows],
-        y=names,
-        name="in the search",
-        mode="markers",
-        marker={"color": COLOURS["failed attempt"], "symbol": "diamond-open", "size": 11, "line": {"width": 2}},
-        hovertemplate="%{y} in the search: %{x:.2%}<extra></extra>",
-    )
-    figure.update_xaxes(title_text="validation accuracy", tickformat=".1%")
-    # Categories by their rank, the first row on top, whichever trace names them first.
-    figure.update_yaxes(categoryorder="array", categoryarray=names, autorange="reversed", automargin=True)
-    return figure
-
-
-def retrain_accuracy_figure(retrain: Mapping[str, Any], most: int = 150) -> go.Figure:
-    """Accuracy by epoch of every training of the finale, ``most`` points a line; stars are test accuracies."""
-    figure = _figure("Retrain: accuracy by epoch")
-    for run, name, colour in _retrain_runs(retrain):
-        curve = run.get("curve") or []
-        shown = True
-        for key, what, dash in (("validation_accuracy", "validation", "solid"), ("train_accuracy", "train", "dot")):
-            points = thinned([(row["epoch"], y) for row in curve if (y := number(row.get(key))) is not None], most)
-            if points:
-                figure.add_scatter(
-                    x=[epoch for epoch, _ in points],
-                    y=[round(y, 5) for _, y in points],
-                    name=name,
-                    legendgroup=name,
-                    showlegend=shown,
-                    mode="lines" if len(points) > 1 else "markers",
-                    line={"color": colour, "dash": dash, "width": 1.8},
-                    marker={"color": colour},
-                    hovertemplate=f"{name}, {what}: %{{y:.2%}} after epoch %{{x}}<extra></extra>",
-                )
-                shown = False
-        tested = number((run.get("test") or {}).get("accuracy"))
-        if tested is not None and curve:
-            figure.add_scatter(
-                x=[curve[-1]["epoch"]],
-                y=[round(tested, 5)],
-                name=name,
-                legendgroup=name,
-                showlegend=shown,
-                mode="markers",
-                marker={"color": colour, "symbol": "star", "size": 12},
-                hovertemplate=f"{name}, test: %{{y:.2%}}<extra></extra>",
-            )
-    figure.update_xaxes(title_text="epoch", rangemode="tozero")
-    figure.update_yaxes(title_text="accuracy", tickformat=".0%")
-    return figure
-
-
-def retrain_loss_figure(retrain: Mapping[str, Any], most: int = 150) -> go.Figure:
-    """Training loss by batch of every training of the finale, ``most`` points a line, with the mean around each."""
-    figure = _figure("Retrain: loss of every batch")
-    for run, name, colour in _retrain_runs(retrain):
-        losses = [(step, y) for step, loss in run.get("losses") or () if (y := number(loss)) is not None]
-        if not losses:
-            continue
-        epochs = number(run.get("epochs")) or (run.get("curve") or [{}])[-1].get("epoch") or 1
-        scale = epochs / max(1, losses[-1][0])
-        smooth = _smoothed([y for _, y in losses], max(1, len(losses) // 40))
-        means = [(step, y) for (step, _), y in zip(losses, smooth, strict=True)]
-        for points, width, opacity, shown in ((losses, 1, 0.3, False), (means, 2, 1.0, True)):
-            kept = thinned(points, most)
-            figure.add_scatter(
-                x=[round(step * scale, 3) for step, _ in kept],
-                y=[round(y, 4) for _, y in kept],
-                name=name,
-                legendgroup=name,
-                showlegend=shown,
-                mode="lines",
-                opacity=opacity,
-                line={"color": colour, "width": width},
-                hovertemplate=f"{name}: %{{y:.3f}} at epoch %{{x:.1f}}<extra></extra>" if shown else None,
-                hoverinfo=None if shown else "skip",
-            )
-    figure.update_xaxes(title_text="epoch", rangemode="tozero")
-    figure.update_yaxes(title_text="training loss of a batch", rangemode="tozero")
-    return figure
-
-
-def _retrain_runs(retrain: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str]]:
-    """Watched trainings, then final ones, each with name and colour."""
-    watched = [(run, f"watched, {run['epochs']} epochs") for run in retrain.get("watched") or ()]
-    final = [(run, f"final, seed {run['seed']}") for run in retrain.get("runs") or ()]
-    return [(run, name, LINE_COLOURS[i % len(LINE_COLOURS)]) for i, (run, name) in enumerate((*watched, *final))]
-
-
-def thinned(items: Sequence[T], most: int) -> list[T]:
-    """At most so many, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def _smoothed(values: Sequence[float], reach: int) -> list[float]:
-    """For each value the mean of those up to ``reach`` before and behind it."""
-    sums = [0.0, *itertools.accumulate(values)]
-    ends = ((max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values)))
-    return [(sums[high] - sums[low]) / (high - low) for low, high in ends]
+    return {trial.number for _, trial in drawn}
 
 
 def learning_curve_png(trial: FrozenTrial) -> bytes:
@@ -381,15 +226,6 @@ def learning_curve_png(trial: FrozenTrial) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(title: str) -> go.Figure:
-    return _plain(go.Figure(), title)
-
-
-def _plain(figure: go.Figure, title: str) -> go.Figure:
-    """Without the default template, which is 6 kB in every figure's JSON; the title clear of plotly's buttons."""
-    return figure.update_layout(title={"text": title, "x": 0, "xanchor": "left"}, template=None, margin=_MARGIN)
-
-
 def _ticks(costs: Sequence[float]) -> list[float]:
     """Few round numbers along a logarithmic axis; plotly's own choice overlaps in a narrow figure."""
     if not costs:
@@ -411,5 +247,5 @@ def _at_most(
     if len(points) <= most:
         return list(points)
     ranked = sorted(points, key=lambda point: (point[1].number not in always, -_accuracy(point[1]), point[1].number))
-    kept = {trial.number for _, trial in ranked[:most]}
-    return [(cost, trial) for cost, trial in points if trial.number in kept]
+    drawn = {trial.number for _, trial in ranked[:most]}
+    return [(cost, trial) for cost, trial in points if trial.number in drawn]

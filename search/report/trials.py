@@ -10,17 +10,7 @@ from search.config.space import parameter_distributions
 from search.console.format import duration, forecast_texts, known_good_text, params_text, percent
 from search.report.data import LEAST_FOR_IMPORTANCES, ReportData
 from search.report.document import Block, Picture, Pictures, Text, table
-from search.report.figures import (
-    MOST_WORKERS,
-    correlation_figure,
-    history_figure,
-    learning_curves_figure,
-    parallel_figure,
-    shares_figure,
-    slice_figure,
-    timeline_figure,
-    worker_of,
-)
+from search.report.parameter_figures import parallel_figure, shares_figure, slice_figure
 from search.report.study_figures import (
     MOST_POINTS,
     budget_figure,
@@ -28,6 +18,14 @@ from search.report.study_figures import (
     device_hours_figure,
     known_costs,
     pareto_front,
+)
+from search.report.trial_figures import (
+    MOST_WORKERS,
+    correlation_figure,
+    history_figure,
+    learning_curves_figure,
+    timeline_figure,
+    worker_of,
 )
 from search.report.words import NONE, counted, flops_cell, latency_cell, whole_cell
 from search.summary import Summary

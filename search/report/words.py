@@ -1,7 +1,6 @@
 """Words and cells of tables: how numbers are told."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -73,11 +72,10 @@ def stage(data: ReportData) -> str:
     """How far a study without a test accuracy is."""
     count, confirmation, progress = data.count, data.confirmation, data.progress
     if progress:
-        text = f"running: the retrain, {progress['what']}, epoch {progress['epoch']} of {progress['epochs']}"
-        left = number(progress.get("eta_seconds"))
-        return text if left is None else f"{text}, about {duration(left)} left"
-    if confirmation and confirmation["done"] < confirmation["runs"]:
-        return f"running: {confirmation['done']} of {confirmation['runs']} confirmation runs done"
+        text = f"running: the retrain, {progress.what}, epoch {progress.epoch} of {progress.epochs}"
+        return f"{text}, about {duration(progress.eta_seconds)} left"
+    if confirmation and confirmation.done < confirmation.runs:
+        return f"running: {confirmation.done} of {confirmation.runs} confirmation runs done"
     if not data.trials:
         return "empty: no trial has begun"
     if count.remaining:
@@ -86,14 +84,9 @@ def stage(data: ReportData) -> str:
     return "the search is done" + (" and confirmed" if confirmation else "") + "; nothing was retrained yet"
 
 
-def with_interval(interval: Mapping[str, Any] | None, key: str, digits: int = 2, unit: str = "") -> str:
+def with_interval(middle: float, low: float, high: float, digits: int = 2) -> str:
     """A difference with its 95 % interval, in percentage points."""
-    middle = number((interval or {}).get(key))
-    if interval is None or middle is None:
-        return NONE
-    low, high = number(interval.get("low")), number(interval.get("high"))
-    text = f"{signed(middle, digits)}{unit}"
-    return text if low is None or high is None else f"{text} ({signed(low, digits)} to {signed(high, digits)})"
+    return f"{signed(middle, digits)} ({signed(low, digits)} to {signed(high, digits)})"
 
 
 def share_cell(value: object) -> str:

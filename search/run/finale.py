@@ -5,7 +5,6 @@ Each part can be run by itself, goes on where it was interrupted, and does nothi
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 
@@ -18,13 +17,15 @@ from search.attributes import RETRAIN, RETRAIN_PROGRESS
 from search.config.objective import CostName
 from search.console.format import confirmation_text, trials_text
 from search.events import Note, Show
-from search.finale import confirm, retrain
+from search.finale import confirm
+from search.finale.job import RetrainContext
+from search.finale.retrain import retrain
 from search.launch.base import LauncherFactory, StudyLocation
 from search.launch.local import adopt_orphans
 from search.ledger.budget import count_budget
 from search.ledger.leases import open_ledger
 from search.report import write_report
-from search.results import Confirmation, from_json
+from search.results import Confirmation, RetrainProgress, RetrainResult, optional_from_json
 from search.run.open_search import OpenSearch, load_images, trial_artifacts
 from search.run.stage import StageContext, complete_budget, wall_time
 from search.run.summary import summarise
@@ -35,8 +36,8 @@ from search.summary import Summary, summary_as_json
 
 def retrain_progress(search: OpenSearch) -> str:
     """Where the retrain is, on whichever machine, as a line; empty while it is not under way."""
-    progress = search.study.user_attrs.get(RETRAIN_PROGRESS)
-    return f"retrain {progress['what']}: epoch {progress['epoch']}/{progress['epochs']}" if progress else ""
+    progress = optional_from_json(RetrainProgress, search.study.user_attrs.get(RETRAIN_PROGRESS))
+    return f"retrain {progress.what}: epoch {progress.epoch}/{progress.epochs}" if progress else ""
 
 
 @contextlib.contextmanager
@@ -58,11 +59,11 @@ def change_limits(search: OpenSearch, limits: Mapping[CostName, float | None]) -
     choice.set_limits(search.study, limits)
 
 
-def confirm_best(search: OpenSearch, launch: LauncherFactory, show: Show) -> dict[str, Any] | None:
+def confirm_best(search: OpenSearch, launch: LauncherFactory, show: Show) -> Confirmation | None:
     """Train the best configurations again over fresh seeds, by the workers that ``launch`` launches and by any others.
 
     Returns:
-        `search.finale.confirm.confirmation`; None if the study file asks for none.
+        None if the study file asks for none.
 
     Raises:
         UserError: no trial is within the limits.
@@ -84,11 +85,11 @@ def confirm_best(search: OpenSearch, launch: LauncherFactory, show: Show) -> dic
     search.publisher.publish(context, show)
     result = confirm.confirmation(search.storage, search.study)
     assert result is not None
-    show(Note(f"confirmed: {confirmation_text(from_json(Confirmation, result))}"))
+    show(Note(f"confirmed: {confirmation_text(result)}"))
     return result
 
 
-def retrain_winner(search: OpenSearch, device: torch.device, max_epochs: int | None, show: Show) -> dict[str, Any]:
+def retrain_winner(search: OpenSearch, device: torch.device, max_epochs: int | None, show: Show) -> RetrainResult:
     """Retrain the winner of the confirmation, or the best trial if there was none; test and save it.
 
     Raises:
@@ -100,14 +101,13 @@ def retrain_winner(search: OpenSearch, device: torch.device, max_epochs: int | N
         keep_freed_pages()
     show(Note(f"retrain on {describe_device(device)}"))
     split = load_images(search, device)
+    context = RetrainContext(search.study, search.record, split, search.location.data_dir, search.files, show)
     confirmed = confirm.confirmation(search.storage, search.study)
-    if confirmed and confirmed["unconfirmed"]:
-        others = trials_text(confirmed["unconfirmed"])
+    if confirmed and confirmed.unconfirmed:
+        others = trials_text(confirmed.unconfirmed)
         show(Note(f"warning: not confirmed, so not compared: {others}; `python -m search confirm` does that first"))
     with wall_time(search.study, show):
-        return retrain.retrain(
-            search.study, search.record, confirmed, split, search.location.data_dir, search.files, max_epochs, show
-        )
+        return retrain(context, confirmed, max_epochs)
 
 
 def _refuse_out_of_reach(search: OpenSearch) -> None:
@@ -123,11 +123,10 @@ def write_outcome(search: OpenSearch, show: Show) -> Summary:
     search.publisher.publish(search.stage, show)
     storage_shown = without_password(search.storage.location)
     summary = summarise(search.study, search.record, search.ledger, storage_shown)
-    content = summary_as_json(summary)
-    write_json(search.out / "summary.json", content)
-    count, done = count_budget(search.ledger), search.study.user_attrs.get(RETRAIN)
+    write_json(search.out / "summary.json", summary_as_json(summary))
+    count, done = count_budget(search.ledger), optional_from_json(RetrainResult, search.study.user_attrs.get(RETRAIN))
     try:
-        write_report(search.out, search.study, search.record, count, content["confirm"], done, summary, storage_shown)
+        write_report(search.out, search.study, search.record, count, summary.confirm, done, summary, storage_shown)
     except OSError as error:  # a full disk: all results are in the study
         show(Note(f"warning: no report: {first_line(error)}"))
     search.files.upload(*(search.out / name for name in ("summary.json", "report.html", "report.md")))

@@ -50,7 +50,7 @@ def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_
     best = best_trial(study)
     trials = study.get_trials(deepcopy=False)
     workers = list_workers(ledger)
-    confirm = optional_from_json(Confirmation, confirmation(ledger.database, study))
+    confirm = confirmation(ledger.database, study)
     return Summary(
         study=record.name,
         objective=record.config.objective,

@@ -60,8 +60,8 @@ def joined(before: Sequence[Start], more: Sequence[Start]) -> tuple[Start, ...]:
 def _best(storage: RDBStorage, study: optuna.Study) -> list[Mapping[str, Any]]:
     """Configurations by their confirmed means, where there are any; then by their scores."""
     confirmed = confirmation(storage, study)
-    rows = confirmed["configurations"] if confirmed else []
-    found = [row["params"] for row in rows if row["mean"] is not None]
+    rows = confirmed.configurations if confirmed else ()
+    found = [row.params for row in rows if row.mean is not None]
     for trial in candidates(study.get_trials(deepcopy=False), selection_rule_of(study), len(found) + MOST_STARTS):
         if trial.params not in found:
             found.append(trial.params)

@@ -3,6 +3,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from wsgiref.util import setup_testing_defaults
@@ -21,6 +22,7 @@ from search.artifacts.store import Folder
 from search.config.study_file import StudyConfig, find_study
 from search.dashboard.notes import YOURS
 from search.dashboard.publish import publish
+from search.results import as_json
 from search.storage.connect import storage_opened
 from search.storage.rdb import RetryingStorage
 from search.storage.url import without_password
@@ -274,14 +276,14 @@ def test_the_finale_has_graphs_as_soon_as_there_is_something_to_show(
     for value in (0.75, 0.7):
         add(study, value=value)
     confirmation = finale.confirmation(study.get_trials())
-    begun = [{**row, "accuracies": {}, "mean": None} for row in confirmation["configurations"]]
-    publish(study, record(), 20, 0, Folder(folder), SHOWN, {**confirmation, "configurations": begun})
+    begun = tuple(replace(row, accuracies={}, mean=None) for row in confirmation.configurations)
+    publish(study, record(), 20, 0, Folder(folder), SHOWN, replace(confirmation, configurations=begun))
     assert set(Page(study, storage, folder).graphs) == GRAPHS
 
     publish(study, record(), 20, 0, Folder(folder), SHOWN, confirmation)
     assert set(Page(study, storage, folder).graphs) == GRAPHS | {"search-confirmation"}
 
-    study.set_user_attr("retrain", finale.retrain(1, ("cat", "dog")))
+    study.set_user_attr("retrain", as_json(finale.retrain(1, ("cat", "dog"))))
     publish(study, record(), 20, 0, Folder(folder), SHOWN, confirmation)
     stored = contents(storage)
     graphs = Page(study, storage, folder).graphs
@@ -298,7 +300,7 @@ def test_what_an_earlier_version_published_gets_the_finales_graphs(
     add(study)
     put(study, folder)
     study.set_user_attr("published", {k: v for k, v in study.user_attrs["published"].items() if k != "finale_from"})
-    study.set_user_attr("retrain", finale.retrain(0, ("cat", "dog")))
+    study.set_user_attr("retrain", as_json(finale.retrain(0, ("cat", "dog"))))
     put(study, folder)
     assert set(Page(study, storage, folder).graphs) == GRAPHS | {"search-retrain-accuracy", "search-retrain-loss"}
 

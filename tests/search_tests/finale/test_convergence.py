@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.finale.convergence import LengthLimits, SeedDeviation, WatchedLength, first_length, judge_length, last_slope
+from search.finale.convergence import SeedDeviation, TrainedLength, first_length, judge_length, last_slope
+from search.results import LengthLimits
 
 NOISE = SeedDeviation(0.005, at=0.5, images=5000)
 
@@ -15,8 +16,8 @@ NOISE = SeedDeviation(0.005, at=0.5, images=5000)
 FREE = LengthLimits(first=10, longest=80, seconds=None, finals=3, final_share=1.1)
 
 
-def watched(*accuracies: float) -> list[WatchedLength]:
-    return [WatchedLength(10 * 2**row, accuracy, 100.0 * 2**row) for row, accuracy in enumerate(accuracies)]
+def watched(*accuracies: float) -> list[TrainedLength]:
+    return [TrainedLength(10 * 2**row, accuracy, 100.0 * 2**row) for row, accuracy in enumerate(accuracies)]
 
 
 def test_one_training_says_nothing_yet_so_it_is_doubled() -> None:
@@ -26,20 +27,20 @@ def test_one_training_says_nothing_yet_so_it_is_doubled() -> None:
 
 def test_a_doubling_that_helps_by_more_than_noise_is_followed_by_another() -> None:
     verdict = judge_length(watched(0.80, 0.85), NOISE, FREE)
-    assert (verdict.next, verdict.converged, verdict.found) == (40, False, 20)
+    assert (verdict.next, verdict.converged, verdict.epochs) == (40, False, 20)
 
 
 def test_a_doubling_within_noise_ends_it_and_the_better_length_is_taken() -> None:
     verdict = judge_length(watched(0.80, 0.85, 0.853), NOISE, FREE)
-    assert (verdict.next, verdict.converged, verdict.stopped_by, verdict.found) == (None, True, "noise", 40)
+    assert (verdict.next, verdict.converged, verdict.stopped_by, verdict.epochs) == (None, True, "noise", 40)
     worse = judge_length(watched(0.80, 0.85, 0.849), NOISE, FREE)
-    assert (worse.converged, worse.found) == (True, 20)
-    assert judge_length(watched(0.80, 0.85, 0.85), NOISE, FREE).found == 20
+    assert (worse.converged, worse.epochs) == (True, 20)
+    assert judge_length(watched(0.80, 0.85, 0.85), NOISE, FREE).epochs == 20
 
 
 def test_the_longest_allowed_ends_it_unconverged() -> None:
     verdict = judge_length(watched(0.5, 0.6, 0.7, 0.8), NOISE, FREE)
-    assert (verdict.next, verdict.converged, verdict.stopped_by, verdict.found) == (None, False, "max epochs", 80)
+    assert (verdict.next, verdict.converged, verdict.stopped_by, verdict.epochs) == (None, False, "max epochs", 80)
     odd = LengthLimits(first=10, longest=15, seconds=None, finals=1, final_share=1.1)
     assert judge_length(watched(0.5), NOISE, odd).next == 15
 
@@ -55,9 +56,9 @@ def test_a_doubling_is_tried_where_time_remains_for_final_trainings_twice_as_lon
 def test_where_time_runs_out_while_longer_still_helps_all_that_is_left_goes_to_the_final_trainings() -> None:
     # 700 s of 1,000 are left; a final epoch of three seeds takes 33 s.
     verdict = judge_length(watched(0.7, 0.8), NOISE, LengthLimits(10, 80, 1000, 3, 1.1))
-    assert (verdict.stopped_by, verdict.converged, verdict.found) == ("time", False, 21)
+    assert (verdict.stopped_by, verdict.converged, verdict.epochs) == ("time", False, 21)
     held = judge_length(watched(0.7, 0.8), NOISE, LengthLimits(10, 80, 350, 3, 1.1))
-    assert held.found == 20  # never shorter than what was watched
+    assert held.epochs == 20  # never shorter than what was watched
     assert judge_length(watched(0.8), NOISE, LengthLimits(10, 25, 1000, 1, 1.0)).next == 20
 
 
@@ -88,16 +89,16 @@ def test_lengthening_always_ends_within_the_limits(
     accuracies: list[float], first: int, longest: int, seconds: float | None
 ) -> None:
     limits = LengthLimits(first, longest, seconds, 2, 1.1)
-    done = [WatchedLength(first_length(limits, 1.0), accuracies[0], 10.0)]
+    done = [TrainedLength(first_length(limits, 1.0), accuracies[0], 10.0)]
     for number in range(1, 12):
         verdict = judge_length(done, NOISE, limits)
         if verdict.next is None:
             assert verdict.stopped_by is not None
-            assert verdict.found in {one.epochs for one in done} or verdict.stopped_by == "time"
-            assert verdict.found <= max(longest, done[-1].epochs)
+            assert verdict.epochs in {one.epochs for one in done} or verdict.stopped_by == "time"
+            assert verdict.epochs <= max(longest, done[-1].epochs)
             return
         assert done[-1].epochs < verdict.next <= longest
-        done.append(WatchedLength(verdict.next, accuracies[number % len(accuracies)], 10.0 * verdict.next))
+        done.append(TrainedLength(verdict.next, accuracies[number % len(accuracies)], 10.0 * verdict.next))
     pytest.fail("it went on for ever")
 
 
@@ -106,10 +107,10 @@ def test_the_slope_of_the_last_fifth_with_its_interval() -> None:
     rising = [0.01 * epoch + rng.normal(0, 1e-3) for epoch in range(50)]
     slope = last_slope(rising)
     assert slope is not None
-    assert slope["low"] < 0.01 < slope["high"]
-    assert slope["low"] > 0
+    assert slope.low < 0.01 < slope.high
+    assert slope.low > 0
     flat = last_slope([0.5 + rng.normal(0, 1e-3) for _ in range(50)])
     assert flat is not None
-    assert flat["low"] < 0 < flat["high"]
+    assert flat.low < 0 < flat.high
     assert last_slope([0.1, 0.2]) is None
     assert last_slope([0.1, 0.2, 0.3]) is not None

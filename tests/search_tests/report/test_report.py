@@ -27,6 +27,7 @@ from search.config.space import parameter_distributions
 from search.config.study_file import parse_study
 from search.events import Budget
 from search.report import ReportData, collect, render, write_report
+from search.results import Confirmation, RetrainResult, from_json
 from search.study import FALLBACK_WARNING, DatasetRecord, StudyRecord, best_trial
 from search.summary import DatasetSummary, Summary
 from support import finale
@@ -106,8 +107,8 @@ def many() -> list[FrozenTrial]:
 def collected(
     trials: list[FrozenTrial],
     of: StudyRecord | None = None,
-    confirmation: dict[str, Any] | None = None,
-    retrain: dict[str, Any] | None = None,
+    confirmation: Confirmation | None = None,
+    retrain: RetrainResult | None = None,
     storage: str = "sqlite:///studies/search.db",
     **attributes: Any,
 ) -> ReportData:
@@ -319,8 +320,8 @@ def test_a_confirmation_that_has_begun_has_no_means_yet() -> None:
     trials = [trial(n) for n in range(40)]
     made = finale.confirmation(trials[:2], done=0, noise=None, noise_of_difference=None, best_mean=None, winner=None,
                                tie=False, tied=[], optimism=None)  # fmt: skip
-    for row in made["configurations"]:
-        row.update(accuracies={}, mean=None, std=None, n=0, behind=None)
+    rows = [replace(row, accuracies={}, mean=None, std=None, n=0, behind=None) for row in made.configurations]
+    made = replace(made, configurations=tuple(rows))
     for text in both(collected(trials, confirmation=made)):
         assert "No configuration has finished a run." in text
         assert "n/a" in text
@@ -329,7 +330,7 @@ def test_a_confirmation_that_has_begun_has_no_means_yet() -> None:
 def test_the_retrain_of_an_earlier_version_is_told_as_far_as_it_goes() -> None:
     old = {"trial": 0, "epochs": 18, "converged": None, "train_accuracy": 0.99, "device": "cpu", "seconds": 60.0,
            "test_accuracy": {"mean": 0.9146, "std": None, "n": 1}, "parameters": 10, "flops": 20}  # fmt: skip
-    for text in both(collected([trial(0)], retrain=old)):
+    for text in both(collected([trial(0)], retrain=from_json(RetrainResult, old))):
         assert "91.46 %" in text
         assert "one seed" in text
         assert "Whether a longer training would score higher was not found out." in text

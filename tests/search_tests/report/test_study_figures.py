@@ -2,6 +2,7 @@ import datetime
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.image
@@ -12,19 +13,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.graph_objects import Figure
 
 from search.analysis.outcomes import outcome
+from search.report.drawing import thinned
+from search.report.finale_figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
 from search.report.study_figures import (
     MOST_POINTS,
     accuracy_cost_figure,
     budget_figure,
-    confirmation_figure,
     cost_figure,
     device_hours_figure,
     learning_curve_png,
     pareto_front,
-    retrain_accuracy_figure,
-    retrain_loss_figure,
-    thinned,
 )
+from search.results import RetrainResult, as_json, from_json
 from support import finale
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
@@ -148,8 +148,9 @@ def test_one_cost_by_itself_is_drawn_as_beside_the_other() -> None:
 def test_a_confirmation_shows_every_seed_and_the_search_beside_the_mean() -> None:
     trials = [trial(4, value=0.75), trial(2, value=0.7), trial(3, value=0.65)]
     confirmation = finale.confirmation(trials)
-    confirmation["configurations"][2] |= {"accuracies": {}, "mean": None}
-    figure = confirmation_figure(confirmation)
+    rows = list(confirmation.configurations)
+    rows[2] = replace(rows[2], accuracies={}, mean=None)
+    figure = confirmation_figure(replace(confirmation, configurations=tuple(rows)))
     seeds, means, search = figure.data
     assert len(seeds.x) == 6
     assert (list(means.y), list(means.x)) == (["trial 4", "trial 2"], pytest.approx([0.691, 0.689]))
@@ -173,16 +174,33 @@ def test_a_retrain_shows_every_training() -> None:
 
 
 def test_a_long_retrain_stays_small() -> None:
-    done = finale.retrain(0, ("cat", "dog"))
-    for run in (*done["watched"], *done["runs"]):
+    content = as_json(finale.retrain(0, ("cat", "dog")))
+    for run in (*content["watched"], *content["runs"]):
         run["losses"] = [[step, 1.23456789 + step % 7] for step in range(1000)]
         run["curve"] = [{**run["curve"][0], "epoch": epoch} for epoch in range(1, 2001)]
+    done = from_json(RetrainResult, content)
     assert len(retrain_accuracy_figure(done).to_json()) < 20_000
     assert len(retrain_loss_figure(done).to_json()) < 30_000
 
 
-@pytest.mark.parametrize("done", [{}, {"watched": [], "runs": []}, {"runs": [{"seed": 1, "curve": [], "losses": []}]}])
-def test_a_retrain_without_curves_is_an_empty_figure(done: dict[str, Any]) -> None:
+EARLIER = {
+    "trial": 0, "epochs": 8, "converged": None, "train_accuracy": 0.9, "parameters": 10, "flops": 20, "seconds": 60.0,
+    "test_accuracy": {"mean": 0.9, "std": None, "n": 1},
+}  # fmt: skip
+"""A retrain as an earlier version stored it."""
+
+TESTED = {
+    "accuracy": 0.9, "loss": 0.3, "per_class": [], "confusion": [], "calibration_error": 0.0, "images": 1,
+    "read_at": "",
+}  # fmt: skip
+BARE = {
+    "seed": 1, "train_accuracy": 0.9, "train_loss": 0.1, "seconds": 1.0, "curve": [], "losses": [], "test": TESTED,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [{}, {"watched": [], "runs": []}, {"runs": [BARE]}])
+def test_a_retrain_without_curves_is_an_empty_figure(more: dict[str, Any]) -> None:
+    done = from_json(RetrainResult, {**EARLIER, **more})
     assert not retrain_accuracy_figure(done).data
     assert not retrain_loss_figure(done).data
 
