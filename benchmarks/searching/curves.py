@@ -31,7 +31,7 @@ from search.config.settings import trial_config
 from search.config.space import parameter_distributions, relevant, settings_of
 from search.config.study_file import StudyConfig, comparable_part, find_study
 from search.host.environment import environment
-from search.samplers.unit_cube import point
+from search.samplers.unit_cube import params_at
 
 REPEATED = 4
 """One configuration in this many is trained from more than one seed."""
@@ -59,7 +59,7 @@ def plan(config: StudyConfig, configurations: int) -> list[Training]:
     cube = qmc.Sobol(len(forms), seed=0).random_base2((configurations - 1).bit_length())
     trainings: list[Training] = []
     for number in range(configurations):
-        params = relevant(config.space, point(forms, cube[number].tolist()))
+        params = relevant(config.space, params_at(forms, cube[number].tolist()))
         for _ in range(1 + REPEATS if number % REPEATED == 0 else 1):
             trainings.append(Training(number, len(trainings), params))
     return trainings

@@ -22,7 +22,7 @@ from search.analysis.forecast import MORE, expected_gain
 from search.analysis.noise import noise_of
 from search.config.space import parameter_distributions
 from search.config.study_file import StudyConfig, find_study
-from search.samplers.unit_cube import point
+from search.samplers.unit_cube import params_at
 
 TARGET = 0.995
 """The share of the best accuracy that is the target."""
@@ -89,7 +89,7 @@ def world_of(table: Table) -> World:
     params = [curve.params for curve in table.curves]
     best = float(surrogate.mean(params)[:, -1].max())
     cube = qmc.Sobol(len(surrogate.forms), seed=0).random_base2(POINTS)
-    summit = float(surrogate.mean([point(surrogate.forms, row.tolist()) for row in cube])[:, -1].max())
+    summit = float(surrogate.mean([params_at(surrogate.forms, row.tolist()) for row in cube])[:, -1].max())
     training = surrogate.epochs * float(surrogate.seconds(params).mean()) + OVERHEAD
     return World(surrogate, table.config, best, max(best, summit), training)
 

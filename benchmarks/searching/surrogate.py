@@ -19,7 +19,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
 
-from search.samplers.unit_cube import Forms, features
+from search.samplers.unit_cube import Distributions, features
 
 FOLDS = 10
 
@@ -50,7 +50,7 @@ class Surrogate:
         error: of predictions that it was not fitted to.
     """
 
-    forms: Forms
+    forms: Distributions
     epochs: int
     noise: np.ndarray
     error: "Error"
@@ -92,7 +92,7 @@ class Error:
     n: int
 
 
-def fit_surrogate(forms: Forms, curves: Sequence[Curve], chance: float = 0.1) -> Surrogate:
+def fit_surrogate(forms: Distributions, curves: Sequence[Curve], chance: float = 0.1) -> Surrogate:
     """Fit a surrogate to whole curves, some of them of one configuration.
 
     Args:
@@ -122,7 +122,7 @@ def fit_surrogate(forms: Forms, curves: Sequence[Curve], chance: float = 0.1) ->
     return Surrogate(forms, epochs, noise, error, models, cost)
 
 
-def _rows(forms: Forms, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def _rows(forms: Distributions, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.stack([features(forms, configuration) for configuration in params])
 
 

@@ -2,13 +2,12 @@
 
 A Gaussian process (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006) is fitted to the accuracies at
 the end of training. Trials that were stopped and trials in training take part with what their curve so far predicts
-(`search.analysis.extrapolation`) and with that prediction's own uncertainty as their noise, which leaves no trial's
-device time
-unused; Optuna's own Gaussian process forgets them. The next configuration is the one with the largest expected
-improvement (Jones, Schonlau & Welch, Efficient global optimization, 1998) over the best that the process believes in,
-not over the luckiest score (the plug-in of Picheny, Wagner & Ginsbourger, A benchmark of kriging-based infill criteria
-for noisy optimization, 2013). Configurations that others are training at this moment count as having come
-out as expected, so that many workers do not take the same (Ginsbourger et al.'s kriging believer, 2010).
+(`search.analysis.extrapolation`), and with that prediction's own uncertainty as their noise. So no trial's device time
+is wasted; Optuna's own Gaussian process ignores these trials. The next configuration is the one with the largest
+expected improvement (Jones, Schonlau & Welch, Efficient global optimization, 1998) over the best mean that the process
+predicts, not over the luckiest score (the plug-in of Picheny, Wagner & Ginsbourger, A benchmark of kriging-based infill
+criteria for noisy optimization, 2013). Configurations that other workers are training count as having ended as
+predicted, so that many workers do not take the same one (Ginsbourger et al.'s kriging believer, 2010).
 """
 
 import warnings
@@ -27,10 +26,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
 from search.analysis.extrapolation import likely_ends
-from search.samplers.unit_cube import Forms, coordinates, features, point
+from search.samplers.unit_cube import Distributions, coordinates, features, params_at
 
 Relevant = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Of a point of the whole cube, the parameters that its configuration has."""
+"""From the parameters at a point of the whole cube, those that its configuration has."""
 
 CANDIDATES = 1024
 """Points all over the space that compete first."""
@@ -46,20 +45,22 @@ class GaussianSampler(BaseSampler):
     """Proposes configurations of a single-objective study.
 
     Args:
-        forms: of the whole space.
+        distributions: of the whole space.
         relevant: see `Relevant`.
         startup_trials: that must have ended before the process takes over; until then the space is filled evenly.
-        slot: number of the configuration that this is for: its place in the even filling.
+        slot: number of the configuration that this is for: its index in the even filling.
         seed: of the study.
     """
 
-    def __init__(self, forms: Forms, relevant: Relevant, startup_trials: int, slot: int, seed: int) -> None:
-        self._forms, self._relevant = dict(forms), relevant
+    def __init__(
+        self, distributions: Distributions, relevant: Relevant, startup_trials: int, slot: int, seed: int
+    ) -> None:
+        self._distributions, self._relevant = dict(distributions), relevant
         self._startup_trials, self._slot, self._seed = startup_trials, slot, seed
         self._independent = RandomSampler(seed=seed + slot)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        return self._forms
+        return self._distributions
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -73,76 +74,91 @@ class GaussianSampler(BaseSampler):
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        trials = [one for one in study.get_trials(deepcopy=False, states=states) if one.number != trial.number]
+        trials = [other for other in study.get_trials(deepcopy=False, states=states) if other.number != trial.number]
         sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
-        ended = [one for one in trials if one.state == TrialState.COMPLETE and one.values]
-        if len(ended) < max(2, self._startup_trials):
+        complete = [other for other in trials if other.state == TrialState.COMPLETE and other.values]
+        if len(complete) < max(2, self._startup_trials):
             return self._even()
         rng = np.random.default_rng([self._seed, self._slot])
-        seen = likely_ends(trials, sign)
-        begun = [one for one in trials if one.state == TrialState.RUNNING and one.params]
-        running = [one.params for one in begun if one.number not in seen.numbers]
-        ends = np.array(seen.accuracies)
+        likely = likely_ends(trials, sign)
+        running = [other for other in trials if other.state == TrialState.RUNNING and other.params]
+        unpredicted = [other.params for other in running if other.number not in likely.numbers]
+        ends = np.array(likely.accuracies)
         centre, spread = ends.mean(), max(float(ends.std()), 1e-6)
-        rows = self._rows(seen.params)
-        values, noise = (ends - centre) / spread, np.array(seen.variances) / spread**2
+        rows = self._rows(likely.params)
+        values, noise = (ends - centre) / spread, np.array(likely.variances) / spread**2
         process = _fitted(rows, values, noise)
-        if running:
-            more = self._rows(running)
-            rows = np.vstack([rows, more])
-            values = np.append(values, process.predict(more))
-            noise = np.append(noise, np.zeros(len(running)))
+        if unpredicted:
+            running_rows = self._rows(unpredicted)
+            rows = np.vstack([rows, running_rows])
+            values = np.append(values, process.predict(running_rows))
+            noise = np.append(noise, np.zeros(len(unpredicted)))
             process = _conditioned(process.kernel_, rows, values, noise)
-        believed = process.predict(rows)
-        best = float(believed.max())
-        around = [seen.params[place] for place in np.argsort(-believed[: len(seen.params)])[:NEIGHBOURED]]
-        return self._best(lambda rows: _log_expected_improvement(process, rows, best), around, rng)
+        means = process.predict(rows)
+        best = float(means.max())
+        top = [likely.params[index] for index in np.argsort(-means[: len(likely.params)])[:NEIGHBOURED]]
+        return self._maximised(lambda rows: _log_expected_improvement(process, rows, best), top, rng)
 
-    def _best(
-        self, worth: Callable[[np.ndarray], np.ndarray], around: Sequence[Mapping[str, Any]], rng: np.random.Generator
+    def _maximised(
+        self,
+        acquisition: Callable[[np.ndarray], np.ndarray],
+        starts: Sequence[Mapping[str, Any]],
+        rng: np.random.Generator,
     ) -> dict[str, Any]:
-        """The configuration that is worth most, by local search from the best of points all over the space."""
-        dimensions = len(self._forms)
+        """The configuration of the largest acquisition, by local search from the best of points all over the space.
+
+        Args:
+            acquisition: of rows of features.
+            starts: configurations that compete, too.
+            rng: of the points and the neighbours.
+        """
+        dimensions = len(self._distributions)
         cube = np.vstack(
-            [rng.random((CANDIDATES, dimensions)), *(coordinates(self._forms, params) for params in around)]
+            [rng.random((CANDIDATES, dimensions)), *(coordinates(self._distributions, params) for params in starts)]
         )
-        found = [point(self._forms, row.tolist()) for row in cube]
-        worths = worth(self._rows(found))
+        candidates = [params_at(self._distributions, row.tolist()) for row in cube]
+        scores = acquisition(self._rows(candidates))
         for step in STEPS:
-            top = np.argsort(-worths)[:NEIGHBOURED]
-            centres = np.repeat(np.array([coordinates(self._forms, found[place]) for place in top]), NEIGHBOURS, axis=0)
-            moved = np.clip(centres + step * rng.standard_normal(centres.shape), 0, 1 - 1e-9)
-            near = np.where(rng.random(centres.shape) < CHANGED, moved, centres)
-            more = [point(self._forms, row.tolist()) for row in near]
-            found += more
-            worths = np.append(worths, worth(self._rows(more)))
-        return found[int(np.argmax(worths))]
+            top = [candidates[index] for index in np.argsort(-scores)[:NEIGHBOURED]]
+            centres = np.array([coordinates(self._distributions, params) for params in top])
+            repeated = np.repeat(centres, NEIGHBOURS, axis=0)
+            moved = np.clip(repeated + step * rng.standard_normal(repeated.shape), 0, 1 - 1e-9)
+            cube = np.where(rng.random(repeated.shape) < CHANGED, moved, repeated)
+            neighbours = [params_at(self._distributions, row.tolist()) for row in cube]
+            candidates += neighbours
+            scores = np.append(scores, acquisition(self._rows(neighbours)))
+        return candidates[int(np.argmax(scores))]
 
     def _even(self) -> dict[str, Any]:
-        cube = qmc.Sobol(len(self._forms), seed=self._seed)
+        """The slot's point of a Sobol sequence."""
+        sobol = qmc.Sobol(len(self._distributions), seed=self._seed)
         if self._slot:
-            cube.fast_forward(self._slot)
+            sobol.fast_forward(self._slot)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about numbers of points that are no powers of two
-            return point(self._forms, cube.random(1)[0].tolist())
+            return params_at(self._distributions, sobol.random(1)[0].tolist())
 
-    def _rows(self, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return np.stack([features(self._forms, self._relevant(one)) for one in params])
+    def _rows(self, configurations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Features (configurations, features), float64."""
+        return np.stack([features(self._distributions, self._relevant(params)) for params in configurations])
 
 
 class _Regressor(GaussianProcessRegressor):  # type: ignore[misc]
-    """With normal priors on the logarithms of the kernel's parameters: dozens of trials do not settle them."""
+    """With normal priors on the logarithms of the kernel's parameters, which dozens of trials do not determine."""
 
     def log_marginal_likelihood(
         self, theta: np.ndarray | None = None, eval_gradient: bool = False, clone_kernel: bool = True
     ) -> Any:
-        told = super().log_marginal_likelihood(theta, eval_gradient, clone_kernel)
+        likelihood = super().log_marginal_likelihood(theta, eval_gradient, clone_kernel)
         if theta is None:
-            return told
+            return likelihood
         means, spreads = _priors(len(theta) - 2)
-        away = (theta - means) / spreads
-        prior = -0.5 * float(away @ away)
-        return (told[0] + prior, told[1] - away / spreads) if eval_gradient else told + prior
+        distance = (theta - means) / spreads
+        prior = -0.5 * float(distance @ distance)
+        if eval_gradient:
+            value, gradient = likelihood
+            return value + prior, gradient - distance / spreads
+        return likelihood + prior
 
 
 def _priors(features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +170,7 @@ def _priors(features: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fitted(rows: np.ndarray, values: np.ndarray, noise: np.ndarray) -> GaussianProcessRegressor:
+    """A process whose kernel is fitted, from features (n, features), values (n,) and variances of their noise (n,)."""
     features = rows.shape[1]
     variance, *scales, white = np.exp(_priors(features)[0])
     kernel = ConstantKernel(variance, (1e-2, 1e2)) * Matern(scales, (0.05, 200.0), nu=2.5)
@@ -163,17 +180,18 @@ def _fitted(rows: np.ndarray, values: np.ndarray, noise: np.ndarray) -> Gaussian
 def _conditioned(
     kernel: Kernel, rows: np.ndarray, values: np.ndarray, noise: np.ndarray, optimizer: str | None = None
 ) -> GaussianProcessRegressor:
-    model = _Regressor(kernel, alpha=noise + 1e-10, optimizer=optimizer)
+    """A process with this kernel, as `_fitted`; without an optimizer the kernel stays as it is."""
+    process = _Regressor(kernel, alpha=noise + 1e-10, optimizer=optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound
-        return model.fit(rows, values)
+        return process.fit(rows, values)
 
 
 def _log_expected_improvement(process: GaussianProcessRegressor, rows: np.ndarray, best: float) -> np.ndarray:
-    """Natural logarithm of the expected improvement of the mean over seeds, which the process's own noise is not in."""
+    """Natural logarithm of the expected improvement of the mean over seeds, without the process's own noise."""
     mean, std = process.predict(rows, return_std=True)
     noise = float(process.kernel_.k2.noise_level)
     spread = np.sqrt(np.maximum(std**2 - noise, 1e-12))
-    place = (mean - best) / spread
-    improvement = spread * (place * stats.norm.cdf(place) + stats.norm.pdf(place))
+    z = (mean - best) / spread
+    improvement = spread * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
     return np.asarray(np.log(np.maximum(improvement, 1e-300)))

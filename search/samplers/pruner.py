@@ -1,7 +1,7 @@
-"""Which trials are stopped early: those among the worst at their epoch, by more than chance alone moves a score.
+"""Which trials are stopped early: the worst at their epoch, by more than chance alone moves a score.
 
-Of the pruners that were replayed on measured curves (benchmarks/results/replay) none found better configurations than
-none at all does, so the default is one that stops little and nearly never wrongly.
+No pruner that was replayed on measured curves (benchmarks/results/replay) found better configurations than a search
+without one. So the default stops few trials, and hardly ever a good one.
 """
 
 import copy
@@ -16,9 +16,9 @@ from search.config.study_file import StudyConfig
 
 
 class TolerantPercentilePruner(PercentilePruner):
-    """Optuna's percentile pruner for trials whose scores are as much better as one standard deviation between seeds.
+    """Optuna's percentile pruner, for each trial as if its scores were better by one standard deviation between seeds.
 
-    The deviation is that of the trial's epoch, once it is known; until then it is Optuna's pruner.
+    The deviation is that of the trial's epoch, once it is known; until then this is Optuna's pruner.
     """
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -28,9 +28,9 @@ class TolerantPercentilePruner(PercentilePruner):
         noise = seed_noise(study.get_trials(deepcopy=False), trial.last_step)
         if noise is None:
             return True
-        better = noise.std if study.direction == StudyDirection.MAXIMIZE else -noise.std
+        bonus = noise.std if study.direction == StudyDirection.MAXIMIZE else -noise.std
         lucky = copy.copy(trial)
-        lucky.intermediate_values = {epoch: value + better for epoch, value in trial.intermediate_values.items()}
+        lucky.intermediate_values = {epoch: value + bonus for epoch, value in trial.intermediate_values.items()}
         return super().prune(study, lucky)
 
 

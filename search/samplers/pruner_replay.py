@@ -1,9 +1,9 @@
-"""What other pruners would have made of a study: time saved, and how many of the best they would have stopped.
+"""What other pruners would have done to a study: time saved, and how many of the best trials stopped.
 
-The study's configurations come again in their order, with the accuracies that they had after each epoch. How a trial
-that was stopped would have gone on is not known; it is drawn, epoch by epoch, from a regression on those that went on
-(`search.analysis.extrapolation`), many times over, so what is told of the best has an interval. What a sampler would
-have proposed after another pruner's decisions is not replayed: these are the configurations that there were.
+The study's configurations are replayed in their order, with the accuracies that they had after each epoch. How a
+stopped trial would have gone on is not known. It is drawn, epoch by epoch, from a regression on those that went on
+(`search.analysis.extrapolation`), many times, so every result has an interval. What a sampler would have proposed after
+another pruner's decisions is not replayed: the configurations are those of the study.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +29,10 @@ from search.config.objective import second_objective
 from search.config.study_file import StudyConfig
 from search.samplers.pruner import build_pruner
 
-LEAST = 5
+MIN_WHOLE = 5
 """Trials that must have run to their end."""
-OWN = "this study's"
-NONE = "none"
+OWN_PRUNER = "this study's"
+NO_PRUNER = "none"
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class PrunerReplay:
     """What one pruner would have done.
 
     Attributes:
-        pruner: which.
+        pruner: its name.
         saved: share of the training time without pruning.
         stopped: trials.
         best_stopped: of the best ``top``.
-        lost: accuracy of the best trial, less that of the best one which it would have left.
+        lost: accuracy of the best trial, less that of the best trial that it would not have stopped.
     """
 
     pruner: str
@@ -84,7 +84,7 @@ class Replay:
         trials: configurations. whole: of these, trained to their end.
         epochs: of a whole training.
         top: configurations that count as the best.
-        draws: of what is not known; 1 where all is.
+        draws: of what is not known; 1 if no trial was stopped.
         pruners: what each would have done.
     """
 
@@ -93,7 +93,7 @@ class Replay:
     epochs: int
     top: int
     draws: int
-    pruners: tuple[Replayed, ...]
+    pruners: tuple[PrunerReplay, ...]
 
 
 def replay(trials: Sequence[FrozenTrial], config: StudyConfig, draws: int, seed: int = 0) -> Replay:
@@ -111,18 +111,19 @@ def replay(trials: Sequence[FrozenTrial], config: StudyConfig, draws: int, seed:
     if second_objective(config.objective) is not None:
         raise UserError(f"a search for {config.objective} stops nothing early, so there is no pruner to replay")
     epochs = config.trial.epochs
-    traces = [trace for trial in trials if (trace := _trace(trial, epochs)) is not None]
+    traces = [trace for trial in trials if (trace := _trace_of(trial, epochs)) is not None]
     whole = [trace for trace in traces if len(trace.accuracy) == epochs]
-    if len(whole) < LEAST:
-        raise UserError(f"{len(whole)} trials ran to their end; a replay needs {LEAST}")
+    if len(whole) < MIN_WHOLE:
+        raise UserError(f"{len(whole)} trials ran to their end; a replay needs {MIN_WHOLE}")
     rng = np.random.default_rng(seed)
     rounds = draws if len(whole) < len(traces) else 1
     top = max(1, config.confirm.configurations)
-    results: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in alternatives(config)}
+    pruners = pruners_to_replay(config)
+    results: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in pruners}
     for _ in range(rounds):
-        full = [_completed(trace, whole, rng, epochs) for trace in traces]
-        for name, make in alternatives(config).items():
-            results[name].append(_under(make(), full, top))
+        completed = [_completed(trace, whole, rng, epochs) for trace in traces]
+        for name, make_pruner in pruners.items():
+            results[name].append(_replayed(make_pruner(), completed, top))
     return Replay(
         len(traces),
         len(whole),
@@ -130,18 +131,19 @@ def replay(trials: Sequence[FrozenTrial], config: StudyConfig, draws: int, seed:
         top,
         rounds,
         tuple(
-            Replayed(name, *(_estimate(column) for column in zip(*rows, strict=True))) for name, rows in results.items()
+            PrunerReplay(name, *(_estimate(column) for column in zip(*rows, strict=True)))
+            for name, rows in results.items()
         ),
     )
 
 
-def alternatives(config: StudyConfig) -> Mapping[str, Callable[[], BasePruner]]:
-    """Every pruner that is tried, by name."""
+def pruners_to_replay(config: StudyConfig) -> Mapping[str, Callable[[], BasePruner]]:
+    """Every pruner that is replayed, by name."""
     epochs = config.trial.epochs
     half = epochs // 2
     return {
-        NONE: NopPruner,
-        OWN: lambda: build_pruner(config),
+        NO_PRUNER: NopPruner,
+        OWN_PRUNER: lambda: build_pruner(config),
         f"percentile 90 after epoch {half}": lambda: PercentilePruner(90.0, 5, half),
         f"percentile 75 after epoch {half}": lambda: PercentilePruner(75.0, 5, half),
         "median": MedianPruner,
@@ -150,8 +152,8 @@ def alternatives(config: StudyConfig) -> Mapping[str, Callable[[], BasePruner]]:
     }
 
 
-def _trace(trial: FrozenTrial, epochs: int) -> Trace | None:
-    """What is known of a trial; None where it was neither trained to its end nor stopped by the pruner."""
+def _trace_of(trial: FrozenTrial, epochs: int) -> Trace | None:
+    """What is known of a trial; None if it was neither trained to its end nor stopped by the pruner."""
     accuracy = tuple(value for _, value in sorted(validation_curve(trial).items()))
     ended = end_accuracy(trial) is not None and len(accuracy) == epochs
     stopped = outcome(trial) == "pruned" and FAULT not in trial.user_attrs and 0 < len(accuracy) < epochs
@@ -161,7 +163,7 @@ def _trace(trial: FrozenTrial, epochs: int) -> Trace | None:
 
 
 def _completed(trace: Trace, whole: Sequence[Trace], rng: np.random.Generator, epochs: int) -> Trace:
-    """A training as it may have gone on."""
+    """A training to its end, with drawn accuracies after the epoch at which it was stopped."""
     accuracy = list(trace.accuracy)
     while len(accuracy) < epochs:
         epoch = len(accuracy)
@@ -170,31 +172,31 @@ def _completed(trace: Trace, whole: Sequence[Trace], rng: np.random.Generator, e
     return Trace(tuple(accuracy), trace.epoch)
 
 
-def _under(pruner: BasePruner, traces: Sequence[Trace], top: int) -> tuple[float, float, float, float]:
+def _replayed(pruner: BasePruner, traces: Sequence[Trace], top: int) -> tuple[float, float, float, float]:
     """Share of the time saved, trials stopped, of the best ``top`` stopped, accuracy lost."""
     study = optuna.create_study(study_name="replay", direction="maximize", pruner=pruner)
-    spent, left = 0.0, []
-    for place, trace in enumerate(traces):
+    seconds, finished = 0.0, []
+    for index, trace in enumerate(traces):
         trial = study.ask()
         epochs = len(trace.accuracy)
         for epoch, accuracy in enumerate(trace.accuracy, 1):
             trial.report(accuracy, epoch)
             if epoch < epochs and trial.should_prune():
                 study.tell(trial, state=TrialState.PRUNED)
-                spent += epoch * trace.epoch
+                seconds += epoch * trace.epoch
                 break
         else:
             study.tell(trial, trace.accuracy[-1])
-            spent += epochs * trace.epoch
-            left.append(place)
-    ranked = sorted(range(len(traces)), key=lambda place: (-traces[place].accuracy[-1], place))
-    without = sum(len(trace.accuracy) * trace.epoch for trace in traces)
-    kept = max((traces[place].accuracy[-1] for place in left), default=0.0)
+            seconds += epochs * trace.epoch
+            finished.append(index)
+    ranked = sorted(range(len(traces)), key=lambda index: (-traces[index].accuracy[-1], index))
+    seconds_unpruned = sum(len(trace.accuracy) * trace.epoch for trace in traces)
+    best_finished = max((traces[index].accuracy[-1] for index in finished), default=0.0)
     return (
-        1 - spent / without,
-        float(len(traces) - len(left)),
-        float(len(set(ranked[:top]) - set(left))),
-        traces[ranked[0]].accuracy[-1] - kept,
+        1 - seconds / seconds_unpruned,
+        float(len(traces) - len(finished)),
+        float(len(set(ranked[:top]) - set(finished))),
+        traces[ranked[0]].accuracy[-1] - best_finished,
     )
 
 

@@ -1,4 +1,4 @@
-"""What each slot of a budget begins with: its sampler, given parameters, and whether it is audited."""
+"""What each slot of a budget begins with: its sampler, given parameters, seed, and whether it is audited."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +22,14 @@ MOST_GAUSSIAN = 300
 def build_sampler(config: StudyConfig, number: int) -> BaseSampler:
     """The sampler for slot ``number``.
 
-    It is seeded by study and slot, so an interrupted study goes on with the draws of an uninterrupted one
-    instead of starting the same random sequence again.
+    It is seeded by study and slot, so an interrupted study continues with the draws of an uninterrupted one instead of
+    starting the same random sequence again.
     """
     seed = (config.seed * 1_000_003 + number) % MAX_SEED
     if config.sampler.kind == "random":
         return RandomSampler(seed=seed)
     if config.sampler.kind == "gp" and second_objective(config.objective) is None and number < MOST_GAUSSIAN:
-        from search.samplers.gp import GaussianSampler  # scikit-learn takes a second, which `status` does not have
+        from search.samplers.gp import GaussianSampler  # scikit-learn takes a second, too long for `status`
 
         return GaussianSampler(
             parameter_distributions(config.space),
@@ -56,20 +56,21 @@ def given_parameters(
         config: of the study.
         slot: of the configuration.
         start: index of the known good configuration that the slot begins with, if any.
-        trials: of the study, asked for where the slot repeats a configuration. That is the first one there is, a known
-            good one if the study has any: chosen without a look at its score, which would be a lucky one.
+        trials: of the study, called if the slot repeats a configuration. That is the first one, a known good one if the
+            study has any. Its score does not decide: a configuration chosen for its score has a lucky one.
     """
     if start is not None:
         return config.start[start] if start < len(config.start) else {}
     if slot not in config.repeat_slots:
         return {}
-    begun = [one for one in trials() if one.params and one.state in (TrialState.COMPLETE, TrialState.RUNNING)]
-    own = [one for one in begun if SLOT in one.user_attrs]
-    return min(own, key=lambda one: one.user_attrs[SLOT]).params if own else {}
+    states = (TrialState.COMPLETE, TrialState.RUNNING)
+    sampled = [trial for trial in trials() if trial.params and trial.state in states]
+    slotted = [trial for trial in sampled if SLOT in trial.user_attrs]
+    return min(slotted, key=lambda trial: trial.user_attrs[SLOT]).params if slotted else {}
 
 
 def is_audited(config: StudyConfig, slot: int) -> bool:
-    """Whether a configuration runs to its end also where the pruner would stop it; decided by seed and slot alone."""
+    """Whether a configuration runs to its end even if the pruner would stop it; decided by seed and slot alone."""
     return random.Random(f"{config.seed} {slot}").random() < config.pruner.audit
 
 

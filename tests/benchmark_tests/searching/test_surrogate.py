@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from benchmarks.searching.surrogate import Curve, fit_surrogate
-from search.samplers.unit_cube import point
+from search.samplers.unit_cube import params_at
 
 FORMS = {"blocks": IntDistribution(1, 4), "lr": FloatDistribution(0.01, 1, log=True)}
 
@@ -22,7 +22,7 @@ def measured(count: int, repeats: int, noise: float = 0.01) -> list[Curve]:
     rng = np.random.default_rng(0)
     curves = []
     for row in range(count):
-        params = point(FORMS, rng.random(2).tolist())
+        params = params_at(FORMS, rng.random(2).tolist())
         for _ in range(1 + repeats * (row % 4 == 0)):
             accuracy = truth(params) + noise * rng.standard_normal() + 0.001 * rng.standard_normal(3)
             curves.append(Curve(params, tuple(accuracy), (float(params["blocks"]),) * 3))

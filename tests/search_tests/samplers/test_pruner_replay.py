@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from data.errors import UserError
 from search.config.study_file import ConfirmConfig, PrunerConfig, StudyConfig, find_study
-from search.samplers.pruner_replay import Replayed, replay
+from search.samplers.pruner_replay import PrunerReplay, replay
 from support.command import Command
 
 
@@ -34,7 +34,7 @@ def definition(**changes: Any) -> StudyConfig:
     return config.model_copy(update={"confirm": ConfirmConfig(configurations=2), **changes})
 
 
-def rows_of(trials: list[FrozenTrial], **changes: Any) -> dict[str, Replayed]:
+def rows_of(trials: list[FrozenTrial], **changes: Any) -> dict[str, PrunerReplay]:
     return {row.pruner: row for row in replay(trials, definition(**changes), draws=20).pruners}
 
 

@@ -8,9 +8,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from search.config.space import parameter_distributions
 from search.config.study_file import find_study
-from search.samplers.unit_cube import coordinate_of, features, point, value_at
+from search.samplers.unit_cube import coordinate_of, features, params_at, value_at
 
-PLACES = st.floats(0, 1, exclude_max=True)
+COORDINATES = st.floats(0, 1, exclude_max=True)
 
 
 @st.composite
@@ -27,48 +27,50 @@ def numbers(draw: st.DrawFn) -> IntDistribution | FloatDistribution:
     return FloatDistribution(low, low + width, step=draw(st.sampled_from([None, 0.25])))
 
 
-@given(numbers(), PLACES)
-def test_a_value_lies_in_its_range_and_comes_from_its_place(
-    form: IntDistribution | FloatDistribution, place: float
+@given(numbers(), COORDINATES)
+def test_a_value_lies_in_its_range_and_comes_from_its_coordinate(
+    distribution: IntDistribution | FloatDistribution, coordinate: float
 ) -> None:
-    value = value_at(form, place)
-    assert form.low <= value <= form.high
-    assert isinstance(value, int) == isinstance(form, IntDistribution)
-    back = coordinate_of(form, value)
+    value = value_at(distribution, coordinate)
+    assert distribution.low <= value <= distribution.high
+    assert isinstance(value, int) == isinstance(distribution, IntDistribution)
+    back = coordinate_of(distribution, value)
     assert 0 <= back <= 1
-    assert math.isclose(value_at(form, min(back, 1 - 1e-12)), value, rel_tol=1e-9, abs_tol=1e-9)
-    if form.step is not None and form.high > form.low and not form.log:
-        steps = round((form.high - form.low) / form.step) + 1
-        assert abs(back - place) <= 0.5 / steps + 1e-6
+    assert math.isclose(value_at(distribution, min(back, 1 - 1e-12)), value, rel_tol=1e-9, abs_tol=1e-9)
+    if distribution.step is not None and distribution.high > distribution.low and not distribution.log:
+        steps = round((distribution.high - distribution.low) / distribution.step) + 1
+        assert abs(back - coordinate) <= 0.5 / steps + 1e-6
 
 
 def test_every_step_and_every_choice_gets_the_same_odds() -> None:
-    places = (np.arange(1200) + 0.5) / 1200
-    forms: list[BaseDistribution] = [
+    coordinates = (np.arange(1200) + 0.5) / 1200
+    distributions: list[BaseDistribution] = [
         IntDistribution(3, 6), FloatDistribution(0.2, 0.6, step=0.2), CategoricalDistribution(("a", "b", "c")),
     ]  # fmt: skip
-    for form, kinds in zip(forms, (4, 3, 3), strict=True):
-        _, counts = np.unique([str(value_at(form, place)) for place in places], return_counts=True)
+    for distribution, kinds in zip(distributions, (4, 3, 3), strict=True):
+        _, counts = np.unique(
+            [str(value_at(distribution, coordinate)) for coordinate in coordinates], return_counts=True
+        )
         assert counts.tolist() == [1200 // kinds] * kinds
 
 
 @pytest.mark.parametrize("study", ["cpu", "cifar10", "seed"])
 def test_a_point_of_a_shipped_space_is_one_that_the_space_could_draw(study: str) -> None:
-    forms = parameter_distributions(find_study(study)[1].space)
-    for place in (0.0, 0.3, 0.999):
-        params = point(forms, [place] * len(forms))
+    distributions = parameter_distributions(find_study(study)[1].space)
+    for coordinate in (0.0, 0.3, 0.999):
+        params = params_at(distributions, [coordinate] * len(distributions))
         for name, value in params.items():
-            assert forms[name]._contains(forms[name].to_internal_repr(value))
-        row = features(forms, params)
+            assert distributions[name]._contains(distributions[name].to_internal_repr(value))
+        row = features(distributions, params)
         assert row.dtype == np.float64
         assert row.min() >= 0
         assert row.max() <= 1
 
 
 def test_choices_have_a_feature_each_and_what_is_absent_stands_in_the_middle() -> None:
-    forms = {
+    distributions = {
         "blocks": IntDistribution(1, 4),
         "activation": CategoricalDistribution(("relu", "gelu")),
         "w": IntDistribution(0, 9),
     }
-    assert features(forms, {"blocks": 2, "activation": "gelu"}).tolist() == [0.375, 0, 1, 0.5]
+    assert features(distributions, {"blocks": 2, "activation": "gelu"}).tolist() == [0.375, 0, 1, 0.5]
