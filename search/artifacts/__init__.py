@@ -1,1 +1,1 @@
-"""Files of a study in folders and in S3, and resuming from a checkpoint."""
+"""Files of a study in folders and in S3, and resuming a training from its checkpoint."""

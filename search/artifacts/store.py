@@ -1,7 +1,7 @@
-"""Where a study keeps files for other machines: in a bucket of an S3-compatible store, or nowhere but below ``--out``.
+"""Where a study keeps files for other machines: in a bucket of an S3-compatible store, or only below ``--out``.
 
-In a store, ``URL/STUDY/`` holds what lies below the study's ``--out``, under the same names. A study knows the URL
-alone: credentials, region and endpoint are boto3's own matter (environment, ``~/.aws``, instance roles), never stored.
+In a store, ``URL/STUDY/`` holds the files below the study's ``--out``, under the same names. A study stores the URL
+alone: credentials, region and endpoint are boto3's own matter (environment, ``~/.aws``, instance roles).
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from data.errors import UserError, first_line
 from search.attributes import ARTIFACTS
 
 URL = re.compile(r"s3://(?P<bucket>[A-Za-z0-9._-]{1,255})(?P<prefix>(/[A-Za-z0-9._-]*[A-Za-z0-9_-])*)/?")
-"""No segment ends in a dot, so none is ``.`` or ``..``; and nobody can write keys into it, as in ``s3://KEY:SECRET@``."""
+"""No segment ends in a dot, so none is ``.`` or ``..``; and no keys can be part of it, as in ``s3://KEY:SECRET@``."""
 
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 3, 10, 2
-"""How long a store may keep silent, and how often it is asked. A worker that is asked to go waits for a checkpoint that
-is on its way: boto3's own 60 s and five times would be minutes."""
+"""How long a store may take to answer, and how often it is tried. A worker that is asked to stop waits until its
+checkpoint is copied: boto3's own 60 s and five tries would be minutes."""
 
 
 class Store(Protocol):
-    """Optuna's interface of an artifact store; every method raises OSError where the store cannot be used."""
+    """Optuna's interface of an artifact store; every method raises OSError if the store cannot be used."""
 
     @property
     def text(self) -> str:
@@ -40,7 +40,7 @@ class Store(Protocol):
         """A file by its name, or `optuna.artifacts.exceptions.ArtifactNotFound`."""
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Keep a file, in the place of one that has its name."""
+        """Store a file, in the place of one with the same name."""
 
     def remove(self, artifact_id: str) -> None:
         """Delete a file."""
@@ -48,7 +48,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """Files in a folder, which is made when the first one comes."""
+    """Files in a folder, which is made for the first one."""
 
     path: Path
 
@@ -72,7 +72,7 @@ class Bucket:
     """Objects of a bucket whose names begin with a prefix; the text of its OSErrors is one line without a secret.
 
     Attributes:
-        text: URL of the place.
+        text: URL of what begins with the prefix.
         prefix: empty, or ends in a slash.
         objects: the whole bucket.
     """
@@ -82,12 +82,12 @@ class Bucket:
     objects: Boto3ArtifactStore
 
     def below(self, name: str) -> "Bucket":
-        """A folder in it, so to speak."""
+        """Its objects whose names begin with ``name/``."""
         return replace(self, text=f"{self.text}/{name}", prefix=f"{self.prefix}{name}/")
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         with _as_os_errors(), self.objects.open_reader(self.prefix + artifact_id) as body:
-            return io.BytesIO(body.read())  # here and now, while errors are told as what they are
+            return io.BytesIO(body.read())  # all of it here, where its errors become OSErrors
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         with _as_os_errors():
@@ -103,13 +103,13 @@ def store_url(given: str | None, study: optuna.Study | None) -> str | None:
 
     Args:
         given: on the command line.
-        study: None where it is yet to be created.
+        study: None if it is not created yet.
 
     Returns:
-        None where its files lie below ``--out`` only.
+        None if its files are only below ``--out``.
 
     Raises:
-        UserError: no URL of a bucket, or another one than the study's.
+        UserError: no URL of a bucket, or not the study's.
     """
     stored: str | None = study.user_attrs.get(ARTIFACTS) if study else None
     text = given or (None if stored else os.environ.get("SEARCH_ARTIFACTS"))
@@ -131,7 +131,7 @@ def store_url(given: str | None, study: optuna.Study | None) -> str | None:
 
 
 def store_of(study: optuna.Study) -> Bucket | None:
-    """A study's own place in its store; None where it has no store.
+    """A study's own part of its store; None if it has no store.
 
     Raises:
         UserError: boto3 is not installed, or set up wrongly.
@@ -141,7 +141,7 @@ def store_of(study: optuna.Study) -> Bucket | None:
 
 
 def open_store(url: str) -> Bucket:
-    """The store of a URL that `store_url` has let pass. It is not asked for anything yet.
+    """The store of a URL that `store_url` returned. Nothing is requested from it yet.
 
     Raises:
         UserError: boto3 is not installed, or set up wrongly.
@@ -158,7 +158,7 @@ def open_store(url: str) -> Bucket:
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
-        # Of late boto3 adds check sums that S3 has and others may not know.
+        # Recent versions of boto3 add checksums that other stores than S3 may not know.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -167,15 +167,15 @@ def open_store(url: str) -> Bucket:
     except (BotoCoreError, ValueError) as error:  # such as an endpoint that is no URL
         raise UserError(f"boto3 is set up wrongly: {first_line(error)}") from error
     prefix = parts["prefix"].removeprefix("/")
-    # Not copied: nobody uses a file's object again after it was written.
+    # Without a copy: nobody uses a file's object again after it was written.
     return Bucket(url, prefix and f"{prefix}/", Boto3ArtifactStore(parts["bucket"], client, avoid_buf_copy=True))
 
 
-def check(store: Bucket) -> None:
+def check_store(store: Bucket) -> None:
     """Write, read and remove a tiny object.
 
     Raises:
-        UserError: something of that cannot be done.
+        UserError: one of these cannot be done.
     """
     name = f"check-{uuid.uuid4().hex}"
     try:
@@ -198,7 +198,7 @@ def _as_os_errors() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in words of our own: those of boto3 may hold an endpoint with a password in it."""
+    """What went wrong, in our own words: boto3's may contain an endpoint with a password in it."""
     code = getattr(error, "response", {}).get("Error", {}).get("Code")
     name = str(code or type(error).__name__)
     with contextlib.suppress(KeyError):

@@ -14,7 +14,7 @@ from data.split import DIVISION_SEED, Split, load_split
 from search import study as studies
 from search.analysis.selection import set_limits
 from search.artifacts.mirror import Mirror, mirror_of
-from search.artifacts.store import Folder, Store, check, open_store, store_of, store_url
+from search.artifacts.store import Folder, Store, check_store, open_store, store_of, store_url
 from search.attributes import CONFIRM_SUFFIX, FINALE
 from search.events import Note, Show
 from search.launch.base import StudyLocation
@@ -82,7 +82,7 @@ def opened_search(options: RunOptions, kind: str, show: Show) -> Iterator[OpenSe
             show(Note(f"warning: {NETWORK_WARNING.format(kind=network)}"))
         artifacts = store_url(options.artifacts, studies.find(storage, name))
         if artifacts is not None:
-            check(open_store(artifacts).below(name))
+            check_store(open_store(artifacts).below(name))
         options = replace(options, artifacts=artifacts)
         with exclusive_lock(options.storage, f"{name}.creation"):
             record = create_or_resume(storage, name, options, kind, data_dir, show)

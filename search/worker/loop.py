@@ -54,7 +54,7 @@ def run_worker(
 ) -> int:
     """Work until the budget or ``max_trials`` configurations are done, or this process is asked to stop.
 
-    A worker that nobody's `run` started goes on with the study's confirmation, if the study has one; `run` starts
+    A worker that no `run` started goes on with the study's confirmation, if the study has one; `run` starts
     workers of its own for that.
 
     Returns:
@@ -100,7 +100,7 @@ def _work_at(
     exit_reason = BUDGET_DONE
     try:
         with Heartbeat(ledger, worker, lambda slots: show(Note(_reaped_text(slots)))) as heartbeat:
-            show = _kept(show, heartbeat.lines)
+            show = _also_kept(show, heartbeat.lines)
             stop.last_resort = lambda cause: _abandon(ledger, worker, heartbeat.lease, cause)
             context = WorkerContext(ledger, study, worker, OverheadTimer(), heartbeat, stop, show)
             return _work(context, options, open_runner)
@@ -111,7 +111,7 @@ def _work_at(
         _leave(ledger, worker, exit_reason)
 
 
-def _kept(show: Show, lines: deque[str]) -> Show:
+def _also_kept(show: Show, lines: deque[str]) -> Show:
     """Show events and keep their lines."""
     eta = Eta()
 

@@ -25,7 +25,7 @@ from model.fit import start_state
 from model.network import build_network
 from search.artifacts.mirror import Mirror
 from search.artifacts.resume import CheckpointSource, newest_checkpoint
-from search.artifacts.store import Bucket, Folder, Store, check, open_store, store_of, store_url
+from search.artifacts.store import Bucket, Folder, Store, check_store, open_store, store_of, store_url
 from search.attributes import ARTIFACTS
 from search.dashboard.publish import publish
 from search.events import EpochFinished, Event, Note
@@ -486,9 +486,9 @@ def test_files_that_do_not_reach_the_store_are_owed_and_told(search: Command, ti
 
 def test_the_check_needs_to_write_read_and_remove(s3: S3Server) -> None:
     store = open_store(s3.url)
-    check(store)
+    check_store(store)
     assert s3.names() == set()
     forgetful = Broken()
     forgetful.write = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(UserError, match="cannot be reached"):
-        check(forgetful)  # type: ignore[arg-type]
+        check_store(forgetful)  # type: ignore[arg-type]
