@@ -44,7 +44,7 @@ RESET = "what the override takes away"
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """The text with every variable's value in its place, or its default where it has none."""
+    """The text with every variable's value in its place, or its default if it has none."""
 
     def value(found: re.Match[str]) -> str:
         return values.get(found["name"]) or (PASSWORD if found["kind"] == "?" else found["rest"] or "")
@@ -214,20 +214,20 @@ class TestCommands:
         """Every `python -m search` that the compose files run, or tell people to run, as its words after that."""
         entry = json.loads(instructions("ENTRYPOINT")[-1])
         assert entry == ["python", "-m", "search"]
-        found = {}
+        commands = {}
         for file, compose in ((MAIN, COMPOSE), (CPU, WITHOUT_GPU)):
             for name, service in compose["services"].items():
                 if service["image"] == "block-search":
                     assert "entrypoint" not in service
-                    found[f"{file}: {name}"] = service["command"]
+                    commands[f"{file}: {name}"] = service["command"]
                 test = service.get("healthcheck", {}).get("test", [])
                 if test[1:4] == entry:
-                    found[f"{file}: health of {name}"] = test[4:]
+                    commands[f"{file}: health of {name}"] = test[4:]
         for number, words in enumerate(re.findall(r"python -m search ((?:.*\\\n)*.*)", text_of(MAIN))):
             comment = re.sub(r"\\\n# *", " ", words)
             if comment.split()[0].isalpha():  # and no prose
-                found[f"{MAIN}: comment {number}"] = shlex.split(comment)
-        return found
+                commands[f"{MAIN}: comment {number}"] = shlex.split(comment)
+        return commands
 
     def test_are_found(self) -> None:
         names = " ".join(self.all())
@@ -373,12 +373,12 @@ class TestPage:
 
     def test_commands_are_in_the_command_line(self) -> None:
         blocks = "".join(re.findall(r"^```console\n(.*?)^```", text_of(self.PAGE), flags=re.DOTALL | re.MULTILINE))
-        found = re.findall(r"python -m search (.*)", blocks)
-        found += [
+        commands = re.findall(r"python -m search (.*)", blocks)
+        commands += [
             re.sub(" ", " --name=cifar10 ", f"{words} ", count=1) for words in re.findall(r"job\.sh (.*)", blocks)
         ]
-        assert len(found) == 4
-        assert [refused(shlex.split(words, comments=True)) for words in found] == [""] * 4
+        assert len(commands) == 4
+        assert [refused(shlex.split(words, comments=True)) for words in commands] == [""] * 4
 
 
 class Up(Site):
@@ -459,7 +459,7 @@ class TestUp:
         begun = time.monotonic()
         stopped.send_signal(signal.SIGTERM)
         assert stopped.wait(timeout=30) == 130
-        assert time.monotonic() - begun < 10  # as the compose file says beside `stop_grace_period`
+        assert time.monotonic() - begun < 10  # as the compose file says next to `stop_grace_period`
         assert "interrupted; nothing stored is lost" in up.said("worker 1")
         assert stays.wait(timeout=300) == 0, up.said("worker 2")
         assert search.wait(timeout=100) == 0, up.said("search")

@@ -60,7 +60,7 @@ def loaded(file: str) -> list[Object]:
 
 def from_files() -> list[Object]:
     """The base as kustomize puts it together, for as much of its rules as it needs."""
-    objects = [one for file in KUSTOMIZATION["resources"] for one in loaded(f"base/{file}")]
+    objects = [item for file in KUSTOMIZATION["resources"] for item in loaded(f"base/{file}")]
     for made in KUSTOMIZATION["configMapGenerator"]:
         data = dict(literal.split("=", 1) for literal in made["literals"])
         objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": made["name"]}, "data": data})
@@ -68,8 +68,8 @@ def from_files() -> list[Object]:
         data = dict.fromkeys(made["files"], "dGhlLXBhc3N3b3JkCg==")
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": made["name"]}, "data": data}
         objects.append({**secret, "type": "Opaque"})
-    for one in objects:
-        one["metadata"].setdefault("labels", {}).update(KUSTOMIZATION["labels"][0]["pairs"])
+    for item in objects:
+        item["metadata"].setdefault("labels", {}).update(KUSTOMIZATION["labels"][0]["pairs"])
     return objects
 
 
@@ -77,10 +77,10 @@ def kustomize(folder: str, password: str | None, scratch: Path) -> "subprocess.C
     program = shutil.which("kubectl")
     if program is None:
         pytest.skip("kubectl, which puts the manifests together, is not installed")
-    there = shutil.copytree(ROOT / FOLDER, scratch / "kubernetes", ignore=shutil.ignore_patterns("password"))
+    copy = shutil.copytree(ROOT / FOLDER, scratch / "kubernetes", ignore=shutil.ignore_patterns("password"))
     if password is not None:
-        (there / "base" / "password").write_text(f"{password}\n")
-    return subprocess.run([program, "kustomize", there / folder], capture_output=True, text=True, check=False)
+        (copy / "base" / "password").write_text(f"{password}\n")
+    return subprocess.run([program, "kustomize", copy / folder], capture_output=True, text=True, check=False)
 
 
 def rendered(folder: str, scratch: Path) -> list[Object]:
@@ -96,18 +96,18 @@ class Manifests:
         self.objects = objects
 
     def of(self, kind: str) -> dict[str, Object]:
-        found = [one for one in self.objects if one["kind"] == kind]
-        named = {one["metadata"]["name"]: one for one in found}
-        assert len(named) == len(found)
+        chosen = [item for item in self.objects if item["kind"] == kind]
+        named = {item["metadata"]["name"]: item for item in chosen}
+        assert len(named) == len(chosen)
         return named
 
     @property
     def workloads(self) -> dict[str, Object]:
-        return {name: one for kind in ("StatefulSet", "Deployment", "Job") for name, one in self.of(kind).items()}
+        return {name: item for kind in ("StatefulSet", "Deployment", "Job") for name, item in self.of(kind).items()}
 
     @property
     def pods(self) -> dict[str, Object]:
-        return {name: one["spec"]["template"] for name, one in self.workloads.items()}
+        return {name: item["spec"]["template"] for name, item in self.workloads.items()}
 
     def containers(self) -> Iterator[tuple[str, Object, Object]]:
         """A name, the container, its pod."""
@@ -125,15 +125,15 @@ class Manifests:
         found: dict[str, str] = {}
         for source in container.get("envFrom", []):
             found |= self.of("ConfigMap")[source["configMapRef"]["name"]]["data"]
-        for one in container.get("env", []):
-            if "value" in one:
-                found[one["name"]] = re.sub(r"\$\((\w+)\)", lambda name: found[name[1]], one["value"])
-            elif field := one["valueFrom"].get("fieldRef"):
+        for item in container.get("env", []):
+            if "value" in item:
+                found[item["name"]] = re.sub(r"\$\((\w+)\)", lambda name: found[name[1]], item["value"])
+            elif field := item["valueFrom"].get("fieldRef"):
                 assert field["fieldPath"] == "metadata.name"
-                found[one["name"]] = "worker-0-abcde"
+                found[item["name"]] = "worker-0-abcde"
             else:
-                part, _, what = one["valueFrom"]["resourceFieldRef"]["resource"].partition(".")
-                found[one["name"]] = container["resources"][part][what]
+                part, _, what = item["valueFrom"]["resourceFieldRef"]["resource"].partition(".")
+                found[item["name"]] = container["resources"][part][what]
         return found
 
     def words(self, container: Object, environment: dict[str, str] | None = None) -> list[str]:
@@ -157,8 +157,8 @@ def chosen(labels: Object, selector: Object) -> bool:
 class TestManifests:
     @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
     def test_fit_kubernetes_schemas(self, version: str, manifests: Manifests) -> None:
-        for one in manifests.objects:
-            kubernetes_validate.validate(one, version, strict=True)
+        for item in manifests.objects:
+            kubernetes_validate.validate(item, version, strict=True)
         wrong = copy.deepcopy(manifests.workloads["worker"])
         wrong["spec"]["template"]["spec"]["containers"][0]["enviroment"] = []
         with pytest.raises(kubernetes_validate.ValidationError):
@@ -166,7 +166,7 @@ class TestManifests:
 
     def test_are_these(self, manifests: Manifests) -> None:
         assert set(manifests.workloads) == {"postgres", "search", "worker", "dashboard"}
-        assert {one["kind"] for one in manifests.objects} == {
+        assert {item["kind"] for item in manifests.objects} == {
             "ConfigMap",
             "Deployment",
             "Job",
@@ -184,7 +184,7 @@ class TestManifests:
 
     def test_kustomize_makes_of_the_files_what_is_looked_at_here(self, tmp_path: Path) -> None:
         def sorted_(objects: list[Object]) -> list[Object]:
-            without = [{key: value for key, value in one.items() if one["kind"] != "Secret"} for one in objects]
+            without = [{key: value for key, value in item.items() if item["kind"] != "Secret"} for item in objects]
             return sorted(without, key=json.dumps)
 
         def plain(objects: list[Object]) -> list[Object]:
@@ -194,15 +194,15 @@ class TestManifests:
 
     def test_without_gpus_only_what_that_needs_differs(self, tmp_path: Path) -> None:
         def flat(value: Any, path: str) -> dict[str, Any]:
-            if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
-                value = {one["name"]: one for one in value}
+            if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value):
+                value = {item["name"]: item for item in value}
             if not isinstance(value, dict):
                 return {path: value}
-            return {deep: end for key, one in value.items() for deep, end in flat(one, f"{path}/{key}").items()}
+            return {deep: end for key, item in value.items() for deep, end in flat(item, f"{path}/{key}").items()}
 
         def all_of(folder: str) -> dict[str, Any]:
             objects = rendered(folder, tmp_path / folder)
-            return {path: end for one in objects for path, end in flat(one, one["metadata"]["name"]).items()}
+            return {path: end for item in objects for path, end in flat(item, item["metadata"]["name"]).items()}
 
         ours, theirs = all_of("base"), all_of("cpu")
         amounts = ("requests/cpu", "requests/memory", "limits/cpu", "limits/memory", "limits/nvidia.com/gpu")
@@ -223,11 +223,11 @@ class TestManifests:
 
 class TestReferences:
     def test_workloads_choose_their_own_pods(self, manifests: Manifests) -> None:
-        for name, one in manifests.workloads.items():
-            labels = one["spec"]["template"]["metadata"]["labels"]
+        for name, item in manifests.workloads.items():
+            labels = item["spec"]["template"]["metadata"]["labels"]
             assert labels == {PROGRAM: "block-search", COMPONENT: name}
-            if one["kind"] != "Job":  # a job makes labels of its own for that
-                assert chosen(labels, one["spec"]["selector"]["matchLabels"])
+            if item["kind"] != "Job":  # a job makes labels of its own for that
+                assert chosen(labels, item["spec"]["selector"]["matchLabels"])
 
     def test_services_reach_the_ports_of_one_workload(self, manifests: Manifests) -> None:
         assert set(manifests.of("Service")) == {"postgres", "dashboard"}
@@ -239,15 +239,15 @@ class TestReferences:
             assert container["name"] == name
             for port in service["spec"]["ports"]:
                 assert ports[port["targetPort"]] == port["port"]
-        for name, one in manifests.of("StatefulSet").items():
-            assert one["spec"]["serviceName"] == name
+        for name, item in manifests.of("StatefulSet").items():
+            assert item["spec"]["serviceName"] == name
             assert manifests.of("Service")[name]["spec"]["clusterIP"] == "None"
 
     def test_volumes_are_there(self, manifests: Manifests) -> None:
         for name, container, pod in manifests.containers():
             volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
             templates = manifests.of("StatefulSet").get(name.partition("/")[0], {"spec": {}})["spec"]
-            known = {*volumes, *(one["metadata"]["name"] for one in templates.get("volumeClaimTemplates", []))}
+            known = {*volumes, *(item["metadata"]["name"] for item in templates.get("volumeClaimTemplates", []))}
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= known, name
             for volume in volumes.values():
                 if "persistentVolumeClaim" in volume:
@@ -261,7 +261,7 @@ class TestReferences:
     def test_variables_are_there(self, manifests: Manifests) -> None:
         for _, container, _ in manifests.containers():
             known = manifests.environment(container)
-            for word in manifests.words(container):  # a KeyError where one is not
+            for word in manifests.words(container):  # a KeyError if one is not
                 for name in re.findall(r"\$(\w+)", word):
                     assert name in known
 
@@ -295,12 +295,12 @@ class TestReferences:
             file = Path(given["SEARCH_STORAGE_PASSWORD_FILE"])
             assert file.name == key
             assert "secret" in kinds[str(file.parent)]
-            assert "persistentVolumeClaim" in kinds[container["workingDir"]], name  # where studies/ lands
+            assert "persistentVolumeClaim" in kinds[container["workingDir"]], name  # studies/ lands there
             assert "persistentVolumeClaim" in kinds[str(Path(given["SEARCH_DATA_DIR"]).parent)]
             assert "emptyDir" in kinds[given["HOME"]]
 
     def test_one_version_of_postgresql_keeps_its_data(self, manifests: Manifests) -> None:
-        images = {one["image"] for _, one, _ in manifests.containers() if one["image"].startswith("postgres")}
+        images = {item["image"] for _, item, _ in manifests.containers() if item["image"].startswith("postgres")}
         assert images == {"postgres:18"}
         assert "image: postgres:18\n" in text_of("docker-compose.yml")
         (container,) = manifests.pods["postgres"]["spec"]["containers"]
@@ -355,7 +355,7 @@ class TestSafety:
         assert source == {"podSelector": {"matchLabels": {PROGRAM: "block-search"}}}
 
     def test_the_password_is_in_no_file_that_git_takes(self, tmp_path: Path) -> None:
-        assert "Secret" not in {one["kind"] for file in KUSTOMIZATION["resources"] for one in loaded(f"base/{file}")}
+        assert "Secret" not in {item["kind"] for file in KUSTOMIZATION["resources"] for item in loaded(f"base/{file}")}
         assert f"/{FOLDER}/base/password" in text_of(".gitignore").splitlines()
         done = kustomize("base", None, tmp_path)
         assert done.returncode != 0
@@ -417,7 +417,7 @@ class TestJobs:
             limits = container.get("resources", {}).get("limits", {})
             trains = name in ("search/search", "worker/worker")
             assert limits.get("nvidia.com/gpu") == ("1" if trains and on_gpus else None), name
-            tolerated = [one["key"] for one in pod.get("tolerations", [])]
+            tolerated = [item["key"] for item in pod.get("tolerations", [])]
             assert tolerated == (
                 ["nvidia.com/gpu"] if name.partition("/")[0] in ("search", "worker") and on_gpus else []
             )
@@ -435,18 +435,18 @@ class TestJobs:
 class TestCommands:
     def all(self, manifests: Manifests) -> dict[str, list[str]]:
         """Every `python -m search`, as its words after that."""
-        found = {}
+        commands = {}
         for name, container, _ in manifests.of_program():
             words = manifests.words(container)
             if words[0] == "sh":
                 known = manifests.environment(container)
                 (line,) = re.findall(r"python -m search ([^;]*);", words[2])
                 words = shlex.split(re.sub(r"\$(\w+)", lambda name, known=known: known[name[1]], line))
-                found[name] = words
+                commands[name] = words
             else:
                 assert words[:3] == ["python", "-m", "search"]
-                found[name] = words[3:]
-        return found
+                commands[name] = words[3:]
+        return commands
 
     def test_are_found(self, manifests: Manifests) -> None:
         commands = {name: words[0] for name, words in self.all(manifests).items()}
@@ -569,7 +569,7 @@ class TestPods:
         begun = time.monotonic()
         evicted.send_signal(signal.SIGTERM)
         status = evicted.wait(timeout=30)
-        assert time.monotonic() - begun < 10  # as worker.yaml says beside the grace period
+        assert time.monotonic() - begun < 10  # as worker.yaml says next to the grace period
         assert verdict(cluster.manifests.of("Job")["worker"], status) == "Ignore"
         again = cluster.start("worker/worker", log="worker 0")
 

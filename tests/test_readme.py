@@ -24,7 +24,7 @@ NO_FINALE = ("two-workers", "shared", "digits", "pictures")
 """Studies of commands whose finale shows nothing that the other commands' finales do not."""
 
 SHORT = ("--dataset=digits", "--trials=2", "--max-epochs=1", "--max-retrain-epochs=1", "--train-images=100")
-"""What a command that trains gets added where the reader's machine would take minutes; the last one given counts."""
+"""Added to commands that would train for minutes on the reader's machine; the last one given counts."""
 
 
 def blocks(language: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""deploy/slurm/job.sh holds what it promises: by itself, with the real program, and in a cluster where there is one.
+"""deploy/slurm/job.sh holds what it promises: by itself, with the real program, and in a cluster if there is one.
 
 Slurm's part is played as far as the script sees it: variables, signals, and a `scontrol` that writes down what it is
 asked for. First a `python` that ends as told stands for the program, so that every way to end is tried in no time; then
@@ -50,9 +50,9 @@ def header() -> list[str]:
 
 
 def options() -> dict[str, str]:
-    found = [line.removeprefix("#SBATCH ").split() for line in header() if line.startswith("#SBATCH")]
-    pairs = [words[0].removeprefix("--").partition("=") for words in found if len(words) == 1]
-    assert len(pairs) == len(found)
+    lines = [line.removeprefix("#SBATCH ").split() for line in header() if line.startswith("#SBATCH")]
+    pairs = [words[0].removeprefix("--").partition("=") for words in lines if len(words) == 1]
+    assert len(pairs) == len(lines)
     return {name: value for name, _, value in pairs}
 
 
@@ -75,7 +75,7 @@ class TestScript:
         assert set(options()) == set(SBATCH)
         for name, value in options().items():
             assert re.fullmatch(SBATCH[name], value), name
-        assert text_of(SCRIPT).count("\n#SBATCH ") == len(SBATCH)  # none stands where sbatch does not look
+        assert text_of(SCRIPT).count("\n#SBATCH ") == len(SBATCH)  # sbatch sees all of them
 
     def test_it_hears_of_the_time_limit_early_enough(self) -> None:
         seconds = int(options()["signal"].partition("@")[2])
@@ -296,7 +296,7 @@ class TestEnds:
         assert (process.returncode, desk.worked, desk.lines("requeued")) == (130, 1, [])
 
     def test_signals_in_a_row_change_nothing(self, desk: Desk) -> None:
-        """`scontrol requeue` itself ends in a SIGTERM, and the limit's signal may come beside a preemption's."""
+        """`scontrol requeue` itself ends in a SIGTERM, and the limit's signal may come together with a preemption's."""
         desk.tell("wait130")
         process = desk.start("worker")
         desk.until("waits")
@@ -428,11 +428,11 @@ class TestWork:
 
 
 def cluster_is_missing() -> str:
-    """Why nothing can be tried in a real cluster; empty where it can."""
+    """Why nothing can be tried in a real cluster; empty if it can."""
     if shutil.which("sbatch") is None:
         return "Slurm is not installed"
-    found = subprocess.run(["sinfo", "--noheader", "--format=%n"], capture_output=True, text=True, check=False)
-    if set(found.stdout.split()) != {socket.gethostname().partition(".")[0]}:
+    nodes = subprocess.run(["sinfo", "--noheader", "--format=%n"], capture_output=True, text=True, check=False)
+    if set(nodes.stdout.split()) != {socket.gethostname().partition(".")[0]}:
         return "there is no Slurm cluster of this machine alone; the test's database listens on 127.0.0.1"
     return ""
 

@@ -25,7 +25,7 @@ LR, DECAY, BIAS_SCALER = 11.5 / STEP_SCALE, 0.0153 * BATCH_SIZE / STEP_SCALE, 64
 """Its learning rate is that of the sum of a batch's losses, and its weight decay does not depend on it."""
 
 START_FACTOR = 0.2
-"""Share of the peak rate at which its schedule starts; the loop stays there, since speed does not depend on it."""
+"""Share of the peak rate at which its schedule starts; the loop stays there, because speed does not depend on it."""
 
 FIT = FitConfig(
     optimizer="sgd",

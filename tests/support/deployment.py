@@ -38,10 +38,10 @@ def text_of(name: str) -> str:
 
 
 def tool(name: str) -> str:
-    """An executable of this Python's environment, also where that environment is not activated."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    assert found, f"{name} is not installed; it comes with the extra `test`"
-    return found
+    """An executable of this Python's environment, even if that environment is not activated."""
+    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    assert path, f"{name} is not installed; it comes with the extra `test`"
+    return path
 
 
 def postgres_tool(name: str) -> str:
@@ -69,7 +69,7 @@ def entrypoint() -> list[str]:
 
 
 def refused(words: Sequence[str]) -> str:
-    """What the command line has against these words; empty where it takes them."""
+    """The command line's complaint about these words; empty if it accepts them."""
     group: Any = typer.main.get_command(app)
     command, *options = words
     if command not in group.commands:
@@ -98,14 +98,14 @@ class Site:
 
     def variables(self, given: Mapping[str, str]) -> dict[str, str]:
         """A recipe's own variables, in an environment that has no other of this program's."""
-        kept = {
+        others = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("SEARCH_", "PG", "SLURM_", "SBATCH_", "STUDY", "DATASET"))
         }
         caches = {"XDG_CACHE_HOME": str(self.home / "cache"), "OMP_NUM_THREADS": "1"}
         python = {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-        return {**kept, **caches, **python, **given}
+        return {**others, **caches, **python, **given}
 
     def access(self) -> dict[str, str]:
         """What the program needs to know of this place."""
@@ -151,9 +151,9 @@ class Site:
         status, text = self.stated()
         if status != 0:  # no study yet
             return False
-        mine = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
-        found = [one["state"] for one in json.loads(text)["workers"] if int(one["worker"].rpartition(":")[2]) in mine]
-        return found == ["working"]
+        pids = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
+        states = [row["state"] for row in json.loads(text)["workers"] if int(row["worker"].rpartition(":")[2]) in pids]
+        return states == ["working"]
 
     def until(self, check: Callable[[], bool], seconds: float = 100) -> None:
         deadline = time.monotonic() + seconds
@@ -163,8 +163,8 @@ class Site:
 
     def command_lines(self) -> str:
         """Of every process that was started here, and of those that they have started."""
-        mine = [psutil.Process(process.pid) for process in self.running.values() if process.poll() is None]
-        return "\n".join(" ".join(one.cmdline()) for parent in mine for one in (parent, *parent.children(True)))
+        started = [psutil.Process(process.pid) for process in self.running.values() if process.poll() is None]
+        return "\n".join(" ".join(child.cmdline()) for parent in started for child in (parent, *parent.children(True)))
 
     def check_budget_is_exact(self) -> None:
         budget = self.status()["budget"]

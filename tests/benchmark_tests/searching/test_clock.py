@@ -64,39 +64,44 @@ def searched(
 
 def test_one_worker_takes_one_after_the_other() -> None:
     ended = searched(overhead=0.5)
-    assert [(one.number, one.seconds) for one in ended] == [(0, 9.5), (1, 28), (2, 40.5), (3, 56)]
-    assert [one.whole for one in ended] == pytest.approx([0.3, 0.6, 0.4, 0.5])
-    assert not any(one.stopped for one in ended)
+    assert [(trial.number, trial.seconds) for trial in ended] == [(0, 9.5), (1, 28), (2, 40.5), (3, 56)]
+    assert [trial.whole for trial in ended] == pytest.approx([0.3, 0.6, 0.4, 0.5])
+    assert not any(trial.stopped for trial in ended)
 
 
 def test_workers_take_the_next_the_moment_they_are_free() -> None:
     ended = searched(workers=2)
-    assert [(one.number, one.seconds) for one in ended] == [(0, 9), (1, 18), (2, 21), (3, 33)]
+    assert [(trial.number, trial.seconds) for trial in ended] == [(0, 9), (1, 18), (2, 21), (3, 33)]
 
 
 def test_time_is_up_for_what_has_not_ended() -> None:
-    assert [one.number for one in searched(seconds=40.0)] == [0, 1, 2]
+    assert [trial.number for trial in searched(seconds=40.0)] == [0, 1, 2]
 
 
 def test_a_stopped_training_costs_its_epochs_and_its_end_stays_unknown_to_the_search() -> None:
     ended = searched(pruner=AfterFirst())
-    assert [(one.number, one.seconds, one.stopped) for one in ended] == [
+    assert [(trial.number, trial.seconds, trial.stopped) for trial in ended] == [
         (0, 3, True), (1, 21, False), (2, 25, True), (3, 40, False),
     ]  # fmt: skip
-    assert [len(one.curve) for one in ended] == [1, 3, 1, 3]
+    assert [len(trial.curve) for trial in ended] == [1, 3, 1, 3]
     assert ended[0].whole == pytest.approx(0.3)
 
 
 def test_audited_trainings_go_on_and_say_when_they_would_have_been_stopped() -> None:
     ended = searched(pruner=AfterFirst(), audited=1.0)
-    assert [(one.stopped, one.would_stop, len(one.curve)) for one in ended] == [
+    assert [(trial.stopped, trial.would_stop, len(trial.curve)) for trial in ended] == [
         (False, 1, 3), (False, None, 3), (False, 1, 3), (False, None, 3),
     ]  # fmt: skip
 
 
 def test_the_pruner_is_not_asked_about_slots_that_are_spared() -> None:
     ended = searched(pruner=AfterFirst(), spared=(2,))
-    assert [(one.stopped, one.would_stop) for one in ended] == [(True, 1), (False, None), (False, None), (False, None)]
+    assert [(trial.stopped, trial.would_stop) for trial in ended] == [
+        (True, 1),
+        (False, None),
+        (False, None),
+        (False, None),
+    ]
 
 
 def test_what_a_slot_is_given_may_go_by_the_trials_before_it() -> None:

@@ -70,7 +70,7 @@ def test_the_comparison_says_how_long_each_took_and_how_far_it_came(curves: Path
 
 
 def test_every_method_that_is_compared_runs(curves: Path) -> None:
-    """Those of other tools where these are installed."""
+    """Those of other tools if these are installed."""
     world = world_of(read_table(curves))
     for name in methods(world.config, 4):
         one = run_one(curves, name, 0, 2, 4)
