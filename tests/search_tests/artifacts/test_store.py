@@ -73,11 +73,11 @@ def test_a_store_gives_back_what_it_was_given(s3: S3Server) -> None:
 
 
 def test_two_studies_of_one_store_do_not_meet(s3: S3Server) -> None:
-    one, other = open_store(s3.url).below("one"), open_store(f"s3://{BUCKET}").below("shared").below("other")
-    one.write("x", io.BytesIO(b"1"))
-    other.write("x", io.BytesIO(b"2"))
+    first, second = open_store(s3.url).below("one"), open_store(f"s3://{BUCKET}").below("shared").below("other")
+    first.write("x", io.BytesIO(b"1"))
+    second.write("x", io.BytesIO(b"2"))
     assert s3.names() == {"one/x", "other/x"}
-    assert (one.open_reader("x").read(), other.open_reader("x").read()) == (b"1", b"2")
+    assert (first.open_reader("x").read(), second.open_reader("x").read()) == (b"1", b"2")
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def epochs_at(path: Path) -> int | None:
 
 
 @pytest.mark.parametrize(
-    ("here", "there", "taken"),
+    ("local", "copied", "taken"),
     [(None, 3, 3), (2, 3, 3), (3, 2, 3), (3, None, 3), (None, None, None), ("other", 2, 2), (2, "other", 2)],
 )
 def test_of_two_checkpoints_the_newest_of_this_training_is_taken(
-    save: Save, tmp_path: Path, here: object, there: object, taken: int | None
+    save: Save, tmp_path: Path, local: object, copied: object, taken: int | None
 ) -> None:
     stored, elsewhere = Folder(tmp_path / "stored"), tmp_path / "elsewhere"
-    for out, what in ((tmp_path / "here", here), (elsewhere, there)):
+    for out, what in ((tmp_path / "here", local), (elsewhere, copied)):
         if what is not None:
             save(out / "c", 9 if what == "other" else what, IDENTITY if what != "other" else "other")
     Mirror(elsewhere, stored, pytest.fail).upload(elsewhere / "c")

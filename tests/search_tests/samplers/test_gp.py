@@ -63,13 +63,13 @@ def test_a_slot_gets_the_same_proposal_again() -> None:
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_it_finds_the_hill_and_random_draws_do_not(direction: str) -> None:
-    found = [max(hill(trial.params) for trial in searched(20, seed, direction=direction).trials) for seed in range(3)]
+    best = [max(hill(trial.params) for trial in searched(20, seed, direction=direction).trials) for seed in range(3)]
     drawn = []
     for seed in range(30):
         study = optuna.create_study(sampler=RandomSampler(seed=seed))
         drawn.append(max(hill(study.ask(FORMS).params) for _ in range(20)))
-    assert min(found) > 0.897
-    assert np.median(drawn) < min(found)
+    assert min(best) > 0.897
+    assert np.median(drawn) < min(best)
 
 
 def test_what_others_are_training_is_not_proposed_again() -> None:

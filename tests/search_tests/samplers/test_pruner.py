@@ -15,7 +15,7 @@ CURVES = [(0.40 + 0.01 * row, 0.60 + 0.01 * row) for row in range(10)]
 
 
 def study_of(curves: Sequence[Sequence[float]], apart: float | None, direction: str = "maximize") -> optuna.Study:
-    """Trials that ended; beside them two of one configuration, whose accuracies are so far apart at every epoch."""
+    """Trials that ended, and two of one configuration whose accuracies are this far apart at every epoch."""
     study = optuna.create_study(direction=direction)
     sign = 1 if direction == "maximize" else -1
     repeats = [] if apart is None else [(0.9 + apart, 0.9 + apart), (0.9, 0.9)]

@@ -43,8 +43,8 @@ WORSE = [trained(number, 0.8 - 0.02 * number) for number in range(12)]
 
 def test_without_a_pruner_nothing_is_saved_and_nothing_lost() -> None:
     none = rows_of(WORSE)["none"]
-    for told in (none.saved, none.stopped, none.best_stopped, none.lost):
-        assert (told.mean, told.low, told.high) == (0, 0, 0)
+    for estimate in (none.saved, none.stopped, none.best_stopped, none.lost):
+        assert (estimate.mean, estimate.low, estimate.high) == (0, 0, 0)
 
 
 def test_a_pruner_saves_the_epochs_of_what_it_stops() -> None:
@@ -74,12 +74,12 @@ def test_this_studys_own_pruner_is_the_one_of_its_definition() -> None:
 def test_how_a_stopped_trial_would_have_ended_is_drawn() -> None:
     noisy = [trained(number, 0.6 + 0.03 * ((7 * number) % 5) + 0.01 * number) for number in range(10)]
     near = [trained(10 + number, 0.75, stopped_after=1) for number in range(4)]
-    found = replay([*noisy, *near], definition(), draws=40)
-    assert (found.trials, found.whole, found.epochs, found.top, found.draws) == (14, 10, 4, 2, 40)
-    rows = {row.pruner: row for row in found.pruners}
+    replayed = replay([*noisy, *near], definition(), draws=40)
+    assert (replayed.trials, replayed.whole, replayed.epochs, replayed.top, replayed.draws) == (14, 10, 4, 2, 40)
+    rows = {row.pruner: row for row in replayed.pruners}
     assert rows["none"].best_stopped.high == 0
-    assert any(row.best_stopped.low < row.best_stopped.high for row in found.pruners)
-    assert replay([*noisy, *near], definition(), draws=40) == found
+    assert any(row.best_stopped.low < row.best_stopped.high for row in replayed.pruners)
+    assert replay([*noisy, *near], definition(), draws=40) == replayed
 
 
 def test_trials_that_say_nothing_of_pruning_are_left_out() -> None:
@@ -99,11 +99,11 @@ def test_too_few_trials_and_pareto_searches_are_refused() -> None:
 
 def test_the_command_prints_a_table_or_json(search: Command, tiny: Path) -> None:
     assert search("run", "--study", tiny, "--dataset", "digits", "--no-finale", "--trials", 6).status == 0
-    told = search("replay", "--name", "tiny")
-    assert told.status == 0
-    assert told.out.startswith("6 trials of 2 epochs, ")
+    ended = search("replay", "--name", "tiny")
+    assert ended.status == 0
+    assert ended.out.startswith("6 trials of 2 epochs, ")
     for name in ("none", "this study's", "successive halving"):
-        assert name in told.out
+        assert name in ended.out
     table = json.loads(search("replay", "--format", "json").out)
     assert [row["pruner"] for row in table["pruners"]][:2] == ["none", "this study's"]
     assert table["pruners"][0]["saved"] == {"mean": 0, "low": 0, "high": 0}

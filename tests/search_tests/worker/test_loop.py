@@ -354,7 +354,7 @@ def test_a_worker_asked_to_go_hands_its_trial_back(
 def test_a_trial_goes_on_after_its_last_attempts_last_epoch(
     config: StudyConfig, new_study: NewStudy, monkeypatch: pytest.MonkeyPatch, disk: str
 ) -> None:
-    """Also where a checkpoint is still being written when the worker is asked to go; none is left behind."""
+    """Also if a checkpoint is still being written when the worker is asked to stop; none is left behind."""
     if disk == "slow":
         write = checkpoint._write
         monkeypatch.setattr(checkpoint, "_write", lambda *given: (time.sleep(0.3), write(*given)))

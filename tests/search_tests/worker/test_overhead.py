@@ -318,9 +318,9 @@ def test_the_share_of_overhead_is_that_of_all_time() -> None:
 
 
 def test_a_processs_age_is_what_the_system_says() -> None:
-    told = age()
-    assert told is not None
-    assert told == pytest.approx(time.time() - psutil.Process().create_time(), abs=1.5)
+    seconds = age()
+    assert seconds is not None
+    assert seconds == pytest.approx(time.time() - psutil.Process().create_time(), abs=1.5)
 
 
 def test_status_shows_overhead_and_start_up(search: Command, tiny: Path) -> None:
