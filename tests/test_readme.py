@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -147,6 +148,11 @@ def tree() -> list[str]:
 def test_the_tree_is_true_and_shows_every_wing() -> None:
     paths = tree()
     assert [path for path in paths if not (ROOT / path).exists()] == []
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][1]["layers"]
+    shown = [
+        path.split("/")[1].removesuffix(".py") for path in paths if path.startswith("search/") and path != "search/"
+    ]
+    assert list(dict.fromkeys(shown)) == [layer for layer in layers if layer != "__main__"]
     folders = ("search", "benchmarks", "model")
     wings = [path for folder in folders for path in (ROOT / folder).iterdir() if any(path.glob("*.py"))]
     assert {f"{path.relative_to(ROOT)}/" for path in wings} <= set(paths)
