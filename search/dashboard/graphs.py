@@ -1,15 +1,13 @@
 """The graphs that optuna-dashboard shows of a study."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import optuna
 import plotly.graph_objects as go
 from optuna_dashboard import save_plotly_graph_object
 from optuna_dashboard._custom_plot_data import SYSTEM_ATTR_PLOT_DATA, split_plot_data
 
-from search.attributes import PUBLISHED
 from search.report.finale_figures import confirmation_figure, retrain_accuracy_figure, retrain_loss_figure
 from search.results import Confirmation, RetrainResult
 
@@ -25,21 +23,30 @@ def finale_figures(confirmation: Confirmation | None, retrain: RetrainResult | N
     return {name: figure for name, figure in figures.items() if figure.data and any(trace.x for trace in figure.data)}
 
 
-# Graphs
+def save_graphs(
+    study: optuna.Study,
+    figures: Mapping[str, go.Figure],
+    digests: dict[str, list[str]],
+    store_digests: Callable[[], None],
+) -> None:
+    """Store graphs piece by piece, only those pieces that have changed.
 
-
-def save_graphs(study: optuna.Study, figures: Mapping[str, go.Figure], done: dict[str, Any]) -> None:
-    """Store graphs piece by piece, only those pieces that have changed."""
+    Args:
+        study: which shows them.
+        figures: by name.
+        digests: of every stored graph's pieces, by name; brought up to date.
+        store_digests: stores them.
+    """
     pieces = {name: split_plot_data(figure.to_json(), _graph_key(name)) for name, figure in figures.items()}
-    changed = [name for name in figures if done["graphs"].get(name) != _digests(pieces[name])]
+    changed = [name for name in figures if digests.get(name) != _digests(pieces[name])]
     if not changed:
         return
-    known = {name: done["graphs"].pop(name, None) for name in changed}
+    known = {name: digests.pop(name, None) for name in changed}
     # While pieces are exchanged, nothing is known of them: after a crash they are all written.
-    study.set_user_attr(PUBLISHED, done)
+    store_digests()
     for name in changed:
         _save_graph(study, name, figures[name], pieces[name], known[name])
-        done["graphs"][name] = _digests(pieces[name])
+        digests[name] = _digests(pieces[name])
 
 
 def _save_graph(

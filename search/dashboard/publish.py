@@ -90,7 +90,7 @@ def publish(
     if done.get("finale_from", "") != finale_from:
         figures |= finale_figures(confirmation, optional_from_json(RetrainResult, retrain))
     if figures:
-        save_graphs(study, figures, done)
+        save_graphs(study, figures, done["graphs"], lambda: study.set_user_attr(PUBLISHED, done))
     done |= {"drawn_from": drawn_from, "finale_from": finale_from}
 
     warnings = _publish_trials(study, finished, files, done)

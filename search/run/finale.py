@@ -24,7 +24,7 @@ from search.launch.base import LauncherFactory, StudyLocation
 from search.launch.local import adopt_orphans
 from search.ledger.budget import count_budget
 from search.ledger.leases import open_ledger
-from search.report import write_report
+from search.report import collect, write_report
 from search.results import Confirmation, RetrainProgress, RetrainResult, optional_from_json
 from search.run.open_search import OpenSearch, load_images, trial_artifacts
 from search.run.stage import StageContext, complete_budget, wall_time
@@ -126,7 +126,8 @@ def write_outcome(search: OpenSearch, show: Show) -> Summary:
     write_json(search.out / "summary.json", summary_as_json(summary))
     count, done = count_budget(search.ledger), optional_from_json(RetrainResult, search.study.user_attrs.get(RETRAIN))
     try:
-        write_report(search.out, search.study, search.record, count, summary.confirm, done, summary, storage_shown)
+        data = collect(search.study, search.record, count, summary.confirm, done, summary, storage_shown)
+        write_report(search.out, data)
     except OSError as error:  # a full disk: all results are in the study
         show(Note(f"warning: no report: {first_line(error)}"))
     search.files.upload(*(search.out / name for name in ("summary.json", "report.html", "report.md")))

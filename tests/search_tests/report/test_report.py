@@ -568,9 +568,8 @@ def test_writing_puts_two_files_and_nothing_else(tmp_path: Path) -> None:
     of = record()
     out = tmp_path / "studies" / "tried"
     for _ in range(2):
-        paths = write_report(
-            out, study, of, budget_of(many(), of), None, None, summary_of(of, many()), "sqlite:///x.db"
-        )
+        data = collect(study, of, budget_of(many(), of), None, None, summary_of(of, many()), "sqlite:///x.db")
+        paths = write_report(out, data)
         assert paths == [out / "report.html", out / "report.md"]
         assert sorted(out.iterdir()) == sorted(paths)
     best = best_trial(study)
@@ -580,8 +579,8 @@ def test_writing_puts_two_files_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, of = optuna.create_study(direction="maximize"), record()
-    arguments = (study, of, budget_of([], of), None, None, summary_of(of, []), "sqlite:///x.db")
-    page, _ = write_report(tmp_path, *arguments)
+    data = collect(study, of, budget_of([], of), None, None, summary_of(of, []), "sqlite:///x.db")
+    page, _ = write_report(tmp_path, data)
     before = page.read_bytes()
 
     def half(self: Path, text: str, **options: Any) -> int:
@@ -590,7 +589,7 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, m
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="No space left"):
-        write_report(tmp_path, *arguments)
+        write_report(tmp_path, data)
     assert page.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
 
