@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 HOLD = """
 import sys
 from pathlib import Path
-from search.local_postgres import local_postgres
+from search.storage.local_postgres import local_postgres
 with local_postgres(Path(sys.argv[1])) as server:
     print(server.url.port, flush=True)
     sys.stdin.readline()
