@@ -61,24 +61,26 @@ def _this_machine(options: RunOptions) -> Backend:
 @contextlib.contextmanager
 def _ray_cluster(options: RunOptions, ray: RayOptions) -> Iterator[Backend]:
     try:
-        from search.launch.ray_cluster import cluster, retrain_on
+        from search.launch.ray_cluster import ClusterOptions, connected_cluster
+        from search.launch.ray_launcher import ray_launcher
+        from search.launch.ray_retrain import retrain_on
     except ModuleNotFoundError as error:
         raise UserError('--launcher ray needs Ray: pip install "block-search[ray]"') from error
     data_dir = options.data_dir or os.environ.get("SEARCH_DATA_DIR")
     shared = None if data_dir is None else Path(data_dir)
-    install = required() if ray.install else ()
-    with cluster(
-        ray.address,
-        options.device,
-        options.workers,
-        options.workers_per_gpu,
-        ray.cpus,
-        shared,
-        options.storage,
-        install,
-    ) as nodes:
+    cluster_options = ClusterOptions(
+        address=ray.address,
+        storage=options.storage,
+        device=options.device,
+        workers=options.workers,
+        per_gpu=options.workers_per_gpu,
+        cpus=ray.cpus,
+        shared_data=shared,
+        install=required() if ray.install else (),
+    )
+    with connected_cluster(cluster_options) as cluster:
 
         def retrain(search: OpenSearch, show: Show) -> None:
-            retrain_on(nodes, search.location, options.max_retrain_epochs, lambda: retrain_progress(search), show)
+            retrain_on(cluster, search.location, options.max_retrain_epochs, lambda: retrain_progress(search), show)
 
-        yield Backend(nodes.kind, nodes.launcher_factory(), retrain, retrains_here=False)
+        yield Backend(cluster.kind, ray_launcher(cluster), retrain, retrains_here=False)

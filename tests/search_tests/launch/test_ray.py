@@ -36,8 +36,15 @@ with warnings.catch_warnings():
     import ray
     from ray.cluster_utils import Cluster as Nodes
 
-    from search.launch import ray_cluster as ray_workers
-    from search.launch.ray_cluster import RayWorkers, WorkerResources, cluster, worker_capacity, worker_resources
+    from search.launch import ray_cluster
+    from search.launch.ray_cluster import (
+        ClusterOptions,
+        WorkerResources,
+        connected_cluster,
+        worker_capacity,
+        worker_resources,
+    )
+    from search.launch.ray_launcher import RayWorkers
 
 ROOT = Path(__file__).parents[3]
 
@@ -348,7 +355,7 @@ def test_workers_share_a_gpu_by_fractions_and_stay_away_where_they_end_badly(
     nodes.add_node(num_cpus=2, num_gpus=1)
     nodes.wait_for_nodes()
     url, told = storage_url(f"sqlite:///{home / 'ray.db'}"), []
-    with cluster(nodes.address, "auto", None, 2, 0.5, None, url) as where:
+    with connected_cluster(ClusterOptions(nodes.address, url, per_gpu=2, cpus=0.5)) as where:
         assert (where.kind, where.share) == ("cuda", WorkerResources(0.5, 0.5))
         # No such study: every worker says so and leaves with status 2.
         study = StudyLocation(url, "absent", home, home / "out")
@@ -369,7 +376,7 @@ def test_workers_share_a_gpu_by_fractions_and_stay_away_where_they_end_badly(
 def test_a_cluster_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: (_ for _ in ()).throw(RuntimeError("GCS is away")))
     with pytest.raises(RunError, match=r"the Ray cluster is gone \(GCS is away\); nothing stored is lost"):
-        ray_workers.alive_nodes()
+        ray_cluster.alive_nodes()
 
 
 def test_workers_of_a_cluster_are_not_this_machines(ledger: Ledger) -> None:
