@@ -221,7 +221,7 @@ def _tested(job: RetrainJob, network: BlockNetwork, config: FitConfig, flip: boo
     """Read the test images, once, and note that in the study before they are read."""
     context = job.context
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    read = {"when": now, "by": "search.finale.retrain", "trial": job.winner.number, "seed": config.seed}
+    read = {"when": now, "by": "search.retrain", "trial": job.winner.number, "seed": config.seed}
     reads = [*context.study.user_attrs.get(HOLDOUT_READS, []), read]
     context.study.set_user_attr(HOLDOUT_READS, reads)
     holdout = load_holdout(context.record.dataset.name, context.data_dir, context.split.fit_images.device)
