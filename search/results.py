@@ -43,7 +43,7 @@ class ConfirmedConfiguration:
         search_accuracy: what the search gave it.
         accuracies: on the validation images, by seed.
         mean, std, n: of these; None for too few; how many there are.
-        behind: how far its mean lies behind the best one; None for the best, and where the noise is not known.
+        behind: how far its mean lies behind the best one; None for the best, and if the noise is not known.
     """
 
     trial: int
@@ -82,7 +82,7 @@ class Confirmation:
         configurations: best mean first.
         noise, noise_of_difference: see `search.finale.comparison.Comparison`.
         noise_freedom: degrees of freedom of the noise.
-        best_mean, winner: trials of the search; None where nothing has a score.
+        best_mean, winner: trials of the search; None if nothing has a score.
         tie, tied: whether there are several trials within one standard error of the best mean; these.
         optimism: of the search's choice; None while its configuration has no score.
     """
@@ -113,7 +113,7 @@ class LengthLimits:
         first: epochs of the first training.
         longest: epochs that no training may exceed.
         seconds: for all trainings together; None: as long as they take.
-        finals: final trainings, each of the length found.
+        finals: final trainings, each of the length taken.
         final_share: seconds of a final training's epoch over those of a length training, which sees fewer images.
     """
 
@@ -327,7 +327,7 @@ def as_json(value: object) -> Any:
 
 
 def from_json(kind: type[Result], content: object) -> Result:
-    """A result of some type from what `as_json` made of it; keys that it does not know are passed over.
+    """A result of some type from what `as_json` made of it; unknown keys are ignored.
 
     Raises:
         pydantic.ValidationError: it is something else.
@@ -337,7 +337,7 @@ def from_json(kind: type[Result], content: object) -> Result:
 
 
 def optional_from_json(kind: type[Result], content: object) -> Result | None:
-    """The same; None where there is nothing."""
+    """The same; None for None."""
     return None if content is None else from_json(kind, content)
 
 

@@ -5,7 +5,7 @@ all of them alike cancels in their differences: a randomised block design. With 
 seed s, the residuals a_cs - mean_c - mean_s + mean have (C - 1)(S - 1) degrees of freedom; their variance v gives the
 standard error of the difference between two configurations' means, sqrt(2 v / S). The noise that the search measured
 early (`search.analysis.noise`) joins v with its own degrees of freedom; it holds also what a seed does to all alike,
-so it can only make the comparison more careful, and it tells something where one seed or one configuration would not.
+so it can only make the comparison more careful, and it is an estimate even for one seed or one configuration.
 
 The winner is chosen by the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984, 3.4.3):
 of all configurations whose mean lies within one standard error of the best one, the cheapest.
@@ -30,7 +30,7 @@ class Candidate:
     Attributes:
         key: names it.
         cost: of two that are as good, the one with the smaller cost is taken.
-        scores: by seed; a seed is absent while it has not been trained, or where the training diverged.
+        scores: by seed; a seed is absent while it has not been trained, or if the training diverged.
     """
 
     key: int
@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def mean(self) -> float | None:
-        """Over the seeds that are there."""
+        """Over the seeds that have a score."""
         return math.fsum(self.scores.values()) / len(self.scores) if self.scores else None
 
     @property
@@ -59,7 +59,7 @@ class Comparison:
         noise_of_difference: standard error of the difference of two means; None for one configuration or one seed.
         margin: half the width of that difference's 95 % interval.
         tied: configurations within one standard error of the best mean, the best one included.
-        winner: the cheapest of these; None where nothing has a score.
+        winner: the cheapest of these; None if nothing has a score.
     """
 
     ranked: tuple[Candidate, ...]
@@ -74,31 +74,31 @@ class Comparison:
 def compare(candidates: Sequence[Candidate], seeds: Sequence[int], earlier: SeedNoise | None = None) -> Comparison:
     """Rank configurations by their mean over the seeds and choose one.
 
-    A configuration that lacks a seed can win only where none has them all.
+    A configuration that lacks a seed can win only if none has them all.
 
     Args:
         candidates: to rank.
-        seeds: that each has, or shall have.
+        seeds: that each has, or will have.
         earlier: noise that was measured before.
     """
 
-    def place(candidate: Candidate) -> tuple[int, float, float]:
+    def rank(candidate: Candidate) -> tuple[int, float, float]:
         mean = candidate.mean
         return -len(candidate.scores), -math.inf if mean is None else -mean, candidate.cost
 
-    ranked = tuple(sorted(candidates, key=place))
-    whole = [one for one in ranked if len(one.scores) == len(seeds)]
-    table = np.array([[one.scores[seed] for seed in seeds] for one in whole]).reshape(len(whole), len(seeds))
-    noise = combined_noise(pooled_noise([list(one.scores.values()) for one in candidates]), earlier)
-    error, freedom = _error_of_difference(table, earlier)
+    ranked = tuple(sorted(candidates, key=rank))
+    whole = [candidate for candidate in ranked if len(candidate.scores) == len(seeds)]
+    table = np.array([[candidate.scores[seed] for seed in seeds] for candidate in whole])
+    noise = combined_noise(pooled_noise([list(candidate.scores.values()) for candidate in candidates]), earlier)
+    error, freedom = _error_of_difference(table.reshape(len(whole), len(seeds)), earlier)
     margin = None if error is None else error * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    contenders = whole or [one for one in ranked if one.scores][:1]
+    contenders = whole or [candidate for candidate in ranked if candidate.scores][:1]
     if not contenders:
         return Comparison(ranked, {}, noise, error, margin, (), None)
-    behind = {one.key: _mean(contenders[0]) - _mean(one) for one in contenders}
-    tied = [one for one in contenders if behind[one.key] <= (error or 0.0)]
-    winner = min(tied, key=lambda one: (one.cost, behind[one.key])).key
-    return Comparison(ranked, behind, noise, error, margin, tuple(one.key for one in tied), winner)
+    behind = {contender.key: _mean(contenders[0]) - _mean(contender) for contender in contenders}
+    tied = [contender for contender in contenders if behind[contender.key] <= (error or 0.0)]
+    winner = min(tied, key=lambda contender: (contender.cost, behind[contender.key])).key
+    return Comparison(ranked, behind, noise, error, margin, tuple(contender.key for contender in tied), winner)
 
 
 def _mean(candidate: Candidate) -> float:

@@ -4,8 +4,8 @@ The best of many noisy scores flatters itself. So the best configurations are tr
 each from the same few seeds that the search has not used, and compared on the validation images.
 
 These trainings are a study of their own, NAME.confirm, in the same storage: every configuration and seed is a slot of
-its budget, so all that holds of a search (exact budget, leases, retries, any number of workers on any machines) holds
-of them.
+its budget, so all that is true of a search (exact budget, leases, retries, any number of workers on any machines) is
+true of them.
 """
 
 from collections.abc import Sequence
@@ -55,14 +55,14 @@ def confirm_seeds(config: StudyConfig) -> tuple[int, ...]:
 
 
 def prepare(storage: RetryingStorage, study: optuna.Study) -> StudyRecord | None:
-    """Create the study that confirms a search, or give it what it lacks; anyone may, any number of times.
+    """Create the study that confirms a search, or add what it lacks; any process may, any number of times.
 
     Args:
         storage: open.
         study: the search, which should be done.
 
     Returns:
-        the confirming study, or None where there is nothing to confirm.
+        the confirming study, or None if there is nothing to confirm.
     """
     record = studies.record_of(study)
     assert record is not None

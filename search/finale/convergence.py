@@ -96,7 +96,7 @@ class Verdict:
 
 
 def first_length(limits: LengthLimits, seconds_per_epoch: float) -> int:
-    """Epochs of the first training: as asked for, fewer if time would not suffice for it and its final ones."""
+    """Epochs of the first training: as configured, fewer if time would not suffice for it and its final ones."""
     first = min(limits.first, limits.longest)
     if limits.seconds is None:
         return first

@@ -1,4 +1,4 @@
-"""The end of the finale: the winner trained until longer no longer helps, then on all images, and tested once a seed.
+"""The end of the finale: the winner is trained until longer does not help, then on all images, and tested once a seed.
 
 This is the only module of a search that reads the test images.
 """
@@ -73,7 +73,7 @@ LATENCY_BATCHES = (1, 256)
 def retrain(context: RetrainContext, confirmed: Confirmation | None, max_epochs: int | None) -> RetrainResult:
     """Retrain the winner to convergence, test it once a seed, save it in ``best`` and record it in the study.
 
-    Every finished training is noted in the study and every epoch in a checkpoint, so a process that is killed goes on
+    Every finished training is noted in the study and every epoch in a checkpoint, so a killed process goes on
     where it was. Does nothing if the study already holds the result of this very plan and the files exist.
 
     Args:

@@ -128,7 +128,7 @@ def parallel_figure(complete: Sequence[FrozenTrial], forms: Mapping[str, BaseDis
         tickvals=list(range(len(names))),
         ticktext=[html.escape(name.replace("_", " ")) for name in names],
         range=[-0.3, len(names) - 0.7],
-        tickangle=-30,  # towards the left, where there is room in a narrow figure
+        tickangle=-30,  # towards the left, as a narrow figure has room there
         showgrid=True,
         zeroline=False,
     )

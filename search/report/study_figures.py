@@ -22,11 +22,11 @@ MOST_POINTS = 500
 
 
 def budget_figure(trials: Sequence[FrozenTrial], requested: int, waiting: int) -> go.Figure:
-    """Configurations by outcome against the number asked for; failed attempts apart, as they count for nothing.
+    """Configurations by outcome against the number requested; failed attempts apart, as they do not count.
 
     Args:
         trials: all trials of the study.
-        requested: configurations asked for.
+        requested: configurations requested.
         waiting: configurations in the queue.
     """
     count: dict[Outcome, int] = {**Counter(outcome(trial) for trial in trials), "waiting": waiting}
@@ -96,7 +96,7 @@ COSTS: Mapping[str, str] = {
 
 
 def known_costs(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Those of `COSTS` that can be drawn: parameters and FLOPs, and the latency where trials have measured it."""
+    """Those of `COSTS` that can be drawn: parameters and FLOPs, and the latency if trials have measured it."""
     measured = any(LATENCY in trial.user_attrs for trial in trials)
     return [attribute for attribute in COSTS if attribute != "latency" or measured]
 
@@ -197,7 +197,7 @@ def _add_cost(
 
 
 def learning_curve_png(trial: FrozenTrial) -> bytes:
-    """Accuracy by epoch as a PNG: on the validation images, and on the training images where that was stored."""
+    """Accuracy by epoch as a PNG: on the validation images, and on the training images if that was stored."""
     # Half a second to import, and only who draws a curve needs it. Figure and canvas without pyplot leave no state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
