@@ -16,14 +16,13 @@ from search.storage.rdb import RetryingStorage
 from search.storage.tables import SLOTS, SlotState
 
 MOST_DEATHS = 10
-"""So many workers that die one after another in one configuration, none of them an epoch further than the last, are
-no accident: it is given up as infeasible."""
+"""After this many workers died in one configuration, none an epoch further than the last, it is infeasible."""
 
 MOST_ERRORS = 2
-"""So many attempts at one configuration that end in an exception: its slot draws another one."""
+"""After this many attempts at one configuration ended in an exception, its slot draws another one."""
 
 ERRORS_IN_A_ROW = 5
-"""So many attempts that end in an exception one after another, whatever the configuration, are a bug: all stop."""
+"""This many exceptions in a row, in any configurations, are a bug: all workers stop."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Attempt:
     """One try at a configuration: its lease and its trial.
 
     Attributes:
-        notes: user attributes that are stored with its end, in one transaction right before it; nothing is stored
-            where the lease was lost or the process dies.
+        notes: user attributes that are stored in one transaction right before its end; nothing is stored if the lease
+            was lost or the process dies.
     """
 
     lease: Lease
@@ -43,23 +42,23 @@ class Attempt:
 
     @contextmanager
     def batched_writes(self) -> Iterator[None]:
-        """Parameters and attributes given meanwhile are written in one transaction, and trials are read once."""
+        """Write parameters and attributes that the context gives in one transaction, and read trials once."""
         with self.database.batched_writes(self.trial_id), self.database.cached_reads():
             yield
 
     def should_prune(self) -> bool:
-        """Whether the pruner stops this trial, by one reading of the others."""
+        """Whether the pruner stops this trial; the others are read once."""
         with self.database.cached_reads():
             return self.trial.should_prune()
 
     def report(self, epoch: int, accuracy: float) -> None:
-        """Store an epoch's accuracy, also where there are two objectives, for which Optuna refuses to.
+        """Store an epoch's accuracy, also with two objectives, for which Optuna refuses to.
 
         Raises:
             UpdateFinishedTrialError: somebody has ended the trial.
         """
         if len(self.trial.study.directions) == 1:
-            self.trial.report(accuracy, epoch)  # the pruner looks at what this keeps
+            self.trial.report(accuracy, epoch)  # the pruner reads what this stores
         else:
             self.trial.storage.set_trial_intermediate_value(self.trial_id, epoch, accuracy)
 
@@ -86,11 +85,11 @@ def begin_attempt(
         ledger: of the study.
         study: with the sampler for this slot.
         lease: of the slot.
-        given: parameters that the slot's first attempt begins with; later ones have those of the first.
+        given: parameters that the slot's first attempt begins with; later attempts repeat the first.
         about: user attributes that the trial has from its first moment.
 
     Returns:
-        the attempt, or None where the slot turned out to be done.
+        the attempt, or None if the slot turned out to be done.
     """
     earlier = end_earlier_attempts(ledger, lease) if lease.attempt > 1 else []
     if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier):
@@ -102,7 +101,7 @@ def begin_attempt(
         fixed |= trial.system_attrs.get("fixed_params", {}) | trial.params
         errors += trial.user_attrs.get(FAULT) == Fault.ERROR
         if trial.user_attrs.get(FAULT) == Fault.ERROR and errors % MOST_ERRORS == 0:
-            fixed = {}  # this configuration is broken: another one is drawn, and kept in its turn
+            fixed = {}  # this configuration is broken: another one is drawn, which later attempts repeat
     known = {SLOT: lease.slot, ATTEMPT: lease.attempt, **about}
     if lease.start is not None:
         known[START] = lease.start
@@ -117,13 +116,13 @@ def begin_attempt(
 
 @contextmanager
 def _fenced(ledger: Ledger, lease: Lease) -> Iterator[list[int]]:
-    """Let a trial be created only while the lease is held, and the lease not be taken until it is created.
+    """Create a trial only while the lease is held, and keep others from leasing the slot until it is created.
 
-    Without this a worker that was held up between the two would create a trial that nobody ever ends, since the
+    Without this a worker that was delayed between the two would create a trial that nobody ever ends, since the
     slot's next attempt has begun already.
 
     Yields:
-        a list that grows with every try: after the second one the trial may have been created twice.
+        a list that grows with every try: after a second try the trial may have been created twice.
     """
     held = (
         sa.select(SLOTS.c.slot)
@@ -143,13 +142,13 @@ def _fenced(ledger: Ledger, lease: Lease) -> Iterator[list[int]]:
 
 
 def attempts_at(ledger: Ledger, slot: int) -> list[FrozenTrial]:
-    """Every attempt at a slot, in their order."""
+    """Every attempt at a slot, in order."""
     trials = ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)
     return [trial for trial in trials if trial.user_attrs.get(SLOT) == slot]
 
 
 def end_earlier_attempts(ledger: Ledger, lease: Lease) -> list[FrozenTrial]:
-    """Mark what is left RUNNING of a slot's earlier attempts FAIL; every earlier attempt, as it ended."""
+    """Mark a slot's earlier attempts that are still RUNNING as FAIL; every earlier attempt, as it ended."""
     for trial in attempts_at(ledger, lease.slot):
         if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] < lease.attempt:
             fail_trial(ledger, trial, f"worker {trial.user_attrs.get(WORKER)}: {lease.cause or 'died'}", Fault.KILLED)
@@ -157,7 +156,7 @@ def end_earlier_attempts(ledger: Ledger, lease: Lease) -> list[FrozenTrial]:
 
 
 def _end_twins(ledger: Ledger, lease: Lease, trial_id: int) -> None:
-    """Mark FAIL what the same attempt created a moment ago, when the connection broke before the answer came."""
+    """Mark as FAIL the trials that earlier tries of this attempt created, whose connection broke before the answer."""
     for trial in attempts_at(ledger, lease.slot):
         own = trial.user_attrs[ATTEMPT] == lease.attempt and trial._trial_id != trial_id
         if own and trial.state == TrialState.RUNNING:
@@ -165,18 +164,18 @@ def _end_twins(ledger: Ledger, lease: Lease, trial_id: int) -> None:
 
 
 def fail_trial(ledger: Ledger, trial: FrozenTrial, cause: str, fault: Fault) -> None:
-    """Mark a RUNNING trial FAIL, with cause and fault; one that has just ended stays as it is."""
+    """Mark a RUNNING trial as FAIL, with cause and fault; one that has just ended stays as it is."""
     try:
         with ledger.database.batched_writes(trial._trial_id):
             ledger.storage.set_trial_user_attr(trial._trial_id, CAUSE, cause)
             ledger.storage.set_trial_user_attr(trial._trial_id, FAULT, fault)
         ledger.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     except UpdateFinishedTrialError:
-        return  # it ended by itself at this very moment
+        return  # it has just ended by itself
 
 
 Values = float | Sequence[float] | None
-"""Of a COMPLETE trial: one, or one for each objective."""
+"""Of a COMPLETE trial: one value, or one for each objective."""
 
 
 def finish_attempt(ledger: Ledger, attempt: Attempt, state: TrialState, value: Values) -> None:
@@ -198,7 +197,7 @@ def finish_diverged(ledger: Ledger, attempt: Attempt, cause: str) -> None:
     """
     attempt.notes.update({CAUSE: cause, FAULT: Fault.NON_FINITE_LOSS})
     if len(attempt.trial.study.directions) > 1:
-        # Optuna 5.0's TPE ranks pruned trials by epoch and accuracy, and raises where there are two objectives. It
+        # Optuna 5.0's TPE ranks pruned trials by epoch and accuracy, and raises if there are two objectives. It
         # looks at constraints first.
         attempt.trial.set_constraint("loss stays finite", 1.0)
     finish_attempt(ledger, attempt, TrialState.PRUNED, None)
@@ -208,16 +207,16 @@ def _tell_optuna(ledger: Ledger, attempt: Attempt, state: TrialState, value: Val
     try:
         attempt.trial.study.tell(attempt.trial, value, state)
     except (UpdateFinishedTrialError, ValueError) as error:
-        # Told before, where the answer was lost with its connection; or somebody else ended this attempt.
-        told = ledger.storage.get_trial(attempt.trial_id).state
-        if told != state:
-            if told == TrialState.RUNNING:
+        # Either an earlier try stored it and its answer was lost, or somebody else ended this attempt.
+        stored = ledger.storage.get_trial(attempt.trial_id).state
+        if stored != state:
+            if stored == TrialState.RUNNING:
                 raise
             raise LeaseLostError from error
 
 
 def hand_back(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> None:
-    """Mark an attempt FAIL and let its slot wait for the next one.
+    """Mark an attempt as FAIL and let its slot wait for the next one.
 
     Raises:
         LeaseLostError: another worker has the slot already.
@@ -245,7 +244,7 @@ def mark_infeasible(ledger: Ledger, attempt: Attempt, cause: str) -> None:
 
 
 def end_attempt(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> None:
-    """Mark an attempt FAIL and keep the lease.
+    """Mark an attempt as FAIL and keep the lease.
 
     Raises:
         LeaseLostError: somebody has ended the trial.
@@ -256,7 +255,7 @@ def end_attempt(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> N
 
 
 def abandon_lease(ledger: Ledger, lease: Lease, cause: str) -> None:
-    """Hand a lease back from another thread than the one that trains: its attempt ends here, whatever it is doing."""
+    """Hand a lease back from a thread that does not train; its attempt ends whatever it is doing."""
     for trial in attempts_at(ledger, lease.slot):
         if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] == lease.attempt:
             fail_trial(ledger, trial, cause, Fault.PREEMPTED)
@@ -264,7 +263,7 @@ def abandon_lease(ledger: Ledger, lease: Lease, cause: str) -> None:
 
 
 def errors_in_a_row(ledger: Ledger) -> int:
-    """How many of the last attempts that ended, by number, ended in an exception one after another."""
+    """How many attempts, from the last one back to the last result, ended in an exception."""
     count = 0
     for trial in reversed(ledger.storage.get_all_trials(ledger.study_id, deepcopy=False)):
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):

@@ -14,11 +14,11 @@ def request_budget(ledger: Ledger, trials: int, starts: int = 0) -> int:
 
     Args:
         ledger: whose budget.
-        trials: asked for.
-        starts: known good configurations; each one that no slot has yet gets the next untouched slot.
+        trials: slots to have.
+        starts: known good configurations; each one that has no slot yet gets the next untouched slot.
 
     Returns:
-        the budget now: more than asked for where more is done or under way already.
+        the budget now: more than ``trials`` if more is done or under way already.
     """
 
     begun, ended = _begun_and_ended(ledger)
@@ -26,39 +26,39 @@ def request_budget(ledger: Ledger, trials: int, starts: int = 0) -> int:
     def work(connection: sa.Connection) -> int:
         if connection.dialect.name == "postgresql":  # one at a time; SQLite's transactions are that by themselves
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ledger.study_id, 1)))
-        mine = SLOTS.c.study_id == ledger.study_id
-        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(SLOTS.c.slot) + 1, 0)).where(mine)
-        there, following = connection.execute(query).one()
-        following = max([following, *(slot + 1 for slot in begun)])  # one slot's attempts are never another's
-        if trials > there:
-            rows = [{"study_id": ledger.study_id, "slot": following + i} for i in range(trials - there)]
+        in_study = SLOTS.c.study_id == ledger.study_id
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(SLOTS.c.slot) + 1, 0)).where(in_study)
+        count, following = connection.execute(query).one()
+        following = max([following, *(slot + 1 for slot in begun)])  # attempts of a slot are never those of another
+        if trials > count:
+            rows = [{"study_id": ledger.study_id, "slot": following + i} for i in range(trials - count)]
             connection.execute(sa.insert(SLOTS), rows)
-        elif trials < there:
+        elif trials < count:
             surplus = (
                 sa.select(SLOTS.c.slot)
-                .where(mine, SLOTS.c.state == SlotState.WAITING, sa.or_(SLOTS.c.attempt == 0, _is_one_of(ended)))
+                .where(in_study, SLOTS.c.state == SlotState.WAITING, sa.or_(SLOTS.c.attempt == 0, _is_one_of(ended)))
                 .order_by(SLOTS.c.slot.desc())
-                .limit(there - trials)
+                .limit(count - trials)
                 .with_for_update(skip_locked=True)
             )
             numbers = list(connection.scalars(surplus))
-            connection.execute(sa.delete(SLOTS).where(mine, SLOTS.c.slot.in_(numbers)))
-        used = set(connection.scalars(sa.select(SLOTS.c.start).where(mine, SLOTS.c.start.is_not(None))))
+            connection.execute(sa.delete(SLOTS).where(in_study, SLOTS.c.slot.in_(numbers)))
+        used = set(connection.scalars(sa.select(SLOTS.c.start).where(in_study, SLOTS.c.start.is_not(None))))
         fresh = sa.select(SLOTS.c.slot).where(
-            mine, SLOTS.c.state == SlotState.WAITING, SLOTS.c.attempt == 0, SLOTS.c.start.is_(None)
+            in_study, SLOTS.c.state == SlotState.WAITING, SLOTS.c.attempt == 0, SLOTS.c.start.is_(None)
         )
         unused = [start for start in range(starts) if start not in used]
         fresh = fresh.order_by(SLOTS.c.slot).limit(len(unused)).with_for_update(skip_locked=True)
         untouched = connection.scalars(fresh)
         for start, slot in zip(unused, list(untouched), strict=False):
-            connection.execute(sa.update(SLOTS).where(mine, SLOTS.c.slot == slot).values(start=start))
-        return int(connection.scalar(sa.select(sa.func.count()).where(mine)) or 0)
+            connection.execute(sa.update(SLOTS).where(in_study, SLOTS.c.slot == slot).values(start=start))
+        return int(connection.scalar(sa.select(sa.func.count()).where(in_study)) or 0)
 
     return transaction(ledger, work)
 
 
 def _begun_and_ended(ledger: Ledger) -> tuple[set[int], list[tuple[int, int]]]:
-    """Slots that ever had a trial; of those that wait, with their attempt, those whose trials count for nothing."""
+    """Slots that ever had a trial; and slots that wait, with their attempt, whose trials all count for nothing."""
 
     def work(connection: sa.Connection) -> list[tuple[int, int]]:
         query = sa.select(SLOTS.c.slot, SLOTS.c.attempt)

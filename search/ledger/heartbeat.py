@@ -1,4 +1,11 @@
-"""Heartbeats that keep leases alive, and taking leases from dead workers."""
+"""Heartbeats that keep leases alive, and the end of leases whose workers have died.
+
+A lease expires when its worker has been silent for half of ``lost_after``. It is revoked when the worker stays silent
+for the other half, counted from the moment at which somebody saw it expired. The second half is for outages: when the
+database comes back every lease may have expired, and every worker that lives has that long to renew its own.
+
+A neighbour on the same machine need not wait: it sees that the process is gone.
+"""
 
 import contextlib
 import math
@@ -22,7 +29,7 @@ from search.storage.tables import SLOTS, WORKERS, DeviceClaim, SlotState, now
 
 @dataclass
 class TrialProgress:
-    """What a worker's heartbeats tell of its trial; written by the trial, read by the heartbeats."""
+    """What a worker's heartbeats store of its trial; written by the trial, read by the heartbeats."""
 
     trial: int
     epoch: int = 0
@@ -32,10 +39,10 @@ class TrialProgress:
 
 
 def send_heartbeat(ledger: Ledger, worker: str, lease: Lease | None, progress: TrialProgress | None) -> bool:
-    """One heartbeat: say that this worker lives and renew its lease.
+    """Send one heartbeat: store that this worker lives, and renew its lease.
 
     Returns:
-        False where the lease is another's by now.
+        False if another worker has the slot by now.
     """
 
     def work(connection: sa.Connection) -> bool:
@@ -67,11 +74,11 @@ def send_heartbeat(ledger: Ledger, worker: str, lease: Lease | None, progress: T
 
 @dataclass(frozen=True)
 class Reaped:
-    """What a look for the dead found.
+    """What a look for dead workers found.
 
     Attributes:
         slots: that wait again.
-        leased: slots that somebody has.
+        leased: number of slots that are leased.
     """
 
     slots: tuple[int, ...]
@@ -79,7 +86,7 @@ class Reaped:
 
 
 def reap(ledger: Ledger, restart_grace: bool = False, for_memory: bool = False) -> Reaped:
-    """Take leases from the dead, wherever they were.
+    """Revoke the leases of dead workers, on any machine.
 
     Args:
         ledger: of the study.
@@ -107,7 +114,7 @@ def reap(ledger: Ledger, restart_grace: bool = False, for_memory: bool = False) 
 
 
 def reap_local(ledger: Ledger, for_memory: bool = False) -> list[int]:
-    """Take leases from workers of this machine whose processes are gone; slots that wait again."""
+    """Revoke the leases of this machine's workers whose processes are gone; the slots that wait again."""
     query = sa.select(WORKERS.c.process, WORKERS.c.id).where(
         WORKERS.c.study_id == ledger.study_id, WORKERS.c.left.is_(None), WORKERS.c.place == pid_namespace()
     )
@@ -118,7 +125,7 @@ def reap_local(ledger: Ledger, for_memory: bool = False) -> list[int]:
 
 
 def mark_dead(ledger: Ledger, worker: str, exit_reason: str, for_memory: bool = False) -> list[int]:
-    """Note that a worker's process is known to have ended, and let its slot wait again.
+    """Store that a worker's process has ended for certain, and let its slot wait again.
 
     Args:
         ledger: of the study.
@@ -127,7 +134,7 @@ def mark_dead(ledger: Ledger, worker: str, exit_reason: str, for_memory: bool = 
         for_memory: the kernel killed it because memory ran out.
 
     Returns:
-        the slot that it had, if any.
+        the slot that it leased, if any.
     """
 
     def work(connection: sa.Connection) -> list[int]:
@@ -152,14 +159,14 @@ def _revoked(cause: str) -> dict[str, Any]:
 
 
 REAPERS = 4
-"""So many workers of a study, by chance, look in every heartbeat whether others have died."""
+"""On average this many workers of a study look at every heartbeat whether others have died."""
 
 LAST_LINES = 20
-"""So many of the last lines that a worker printed are kept with the study."""
+"""This many of the last lines that a worker printed are stored with the study."""
 
 
 class Heartbeat:
-    """Beats in a thread of its own for as long as the context lasts."""
+    """Sends heartbeats from a thread of its own for as long as the context lasts."""
 
     def __init__(self, ledger: Ledger, worker: str, reaped: Callable[[list[int]], None]) -> None:
         self.lease: Lease | None = None
@@ -167,9 +174,9 @@ class Heartbeat:
         """What the worker printed last."""
         self.progress: TrialProgress | None = None
         self.lease_lost = False
-        """Whether the lease turned out to be another's. The trial asks for it after every epoch."""
+        """Whether another worker turned out to have the slot. The trial reads this after every epoch."""
         self.failure: Exception | None = None
-        """What ended the beating, such as an outage that lasted too long."""
+        """What ended the heartbeats, such as an outage that lasted too long."""
         self._ledger, self._worker, self._reaped = ledger, worker, reaped
         self._stored_lines = ""
         self._stopping = threading.Event()
@@ -186,7 +193,7 @@ class Heartbeat:
             self._store_lines()
 
     def set_lease(self, lease: Lease | None) -> None:
-        """Keep this lease alive from now on; None where there is none."""
+        """Keep this lease alive from now on; None: there is none."""
         self.lease, self.progress, self.lease_lost = lease, None, False
 
     def _store_lines(self) -> None:
@@ -208,7 +215,7 @@ class Heartbeat:
                 restart_grace = restart_grace or time.monotonic() - seen > self._ledger.times.lease
                 seen = time.monotonic()
                 before, kills = kills, oom_kills()
-                # By a few of many: if each looked at all the others, a thousand workers would look a million times.
+                # Only a few of many look: if each looked at all others, a thousand workers would look a million times.
                 if random.random() * leased < REAPERS:
                     reaped = reap(self._ledger, restart_grace=restart_grace, for_memory=kills > before)
                     restart_grace, slots, leased = False, list(reaped.slots), reaped.leased
@@ -218,5 +225,5 @@ class Heartbeat:
                     self._reaped(slots)
         except StorageLostError as error:
             self.failure = error
-        except Exception as error:  # noqa: BLE001  (a dead heart must not go unnoticed)
+        except Exception as error:  # noqa: BLE001  (the worker must see that its heartbeats have ended)
             self.failure = error

@@ -1,14 +1,18 @@
 """The exact budget: a slot for every configuration, leased to one worker at a time.
 
-A slot is done when one of its attempts, each an Optuna trial of its own, ended COMPLETE or PRUNED. What makes that
-exact, whatever dies whenever:
+A slot is done when one of its attempts, each an Optuna trial of its own, ended COMPLETE or PRUNED. The order of
+writes makes the budget exact, whichever process dies at whichever moment:
 
-- A lease is taken in one statement and lives by heartbeats (`search.ledger.registry`).
-- An attempt's trial is created with its slot in the same transaction, so that no trial is ever nobody's.
+- A lease is taken in one statement and kept alive by heartbeats (`search.ledger.heartbeat`); who may hold one stands
+  in the registry of workers (`search.ledger.registry`).
+- An attempt's trial is created in one transaction with a check of its lease (`search.ledger.attempts`), so every
+  trial belongs to a lease.
 - Before a slot's next attempt begins, every earlier one is marked FAIL. Optuna refuses to write to a finished trial,
   under a row lock: that fences off a worker which lost its lease and does not know it yet.
 - A result is written to Optuna's tables first and then to the slot. A worker that dies in between leaves a slot
-  whose trial has ended; the next one to lease it finds that and marks it done.
+  whose trial has ended; the next worker that leases it finds that and marks it done.
+
+How many slots there are, and what has become of them, is in `search.ledger.budget`.
 """
 
 from collections.abc import Callable
@@ -29,7 +33,7 @@ T = TypeVar("T")
 
 
 class LeaseLostError(Exception):
-    """Another worker has this slot now; nothing more of this attempt is written."""
+    """Another worker has this slot now, so nothing more of this attempt is written."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Ledger:
 
     @property
     def retry(self) -> Retry:
-        """Lets every call live through an outage of the database."""
+        """Repeats every call while the database is away."""
         return self.database.retry
 
 
@@ -75,7 +79,7 @@ def open_ledger(storage: RetryingStorage, name: str, times: WorkersConfig) -> tu
 
 
 def transaction(ledger: Ledger, work: Callable[[sa.Connection], T]) -> T:
-    """Run ``work`` in one transaction, again where the database was away."""
+    """Run ``work`` in one transaction; if the database is away, run it again."""
 
     def once() -> T:
         with ledger.engine.begin() as connection:
@@ -96,12 +100,12 @@ LEASED_COLUMNS = (
 
 @dataclass(frozen=True)
 class _LeaseStatements:
-    """What takes a slot, made once: the two searches for one, the taking, and the worker's own row."""
+    """The statements that lease a slot, made once: two searches for one, the lease, and the worker's own row."""
 
     own: sa.Select[Any]
     waiting: sa.Select[Any]
     take: sa.UpdateBase
-    tell: sa.UpdateBase
+    mark: sa.UpdateBase
 
 
 @lru_cache(maxsize=4)
@@ -123,7 +127,7 @@ def _lease_statements(times: WorkersConfig) -> _LeaseStatements:
         .with_for_update(skip_locked=True, of=SLOTS)
     )
     return _LeaseStatements(
-        # Leased to this very worker before, where the answer was lost. Asked for by itself: one query for both sorts
+        # Leased to this worker already, when the answer was lost. A query of its own: one query for both sorts
         # the whole queue, which with 20,000 slots takes SQLite 2.6 ms; these two take 0.003.
         own=first.where(SLOTS.c.state == SlotState.LEASED, SLOTS.c.worker == worker),
         waiting=first.where(SLOTS.c.state == SlotState.WAITING),
@@ -137,14 +141,14 @@ def _lease_statements(times: WorkersConfig) -> _LeaseStatements:
             suspected=None,
         )
         .returning(*LEASED_COLUMNS),
-        tell=sa.update(WORKERS).where(WORKERS.c.id == worker).values(slot=slot, progress=None),
+        mark=sa.update(WORKERS).where(WORKERS.c.id == worker).values(slot=slot, progress=None),
     )
 
 
 def lease_slot(ledger: Ledger, worker: str) -> Lease | None:
-    """Take the first slot that waits; None where none may be taken now.
+    """Lease the first slot that waits; None if none may be leased now.
 
-    None may be taken while another worker has, or waits to have, this worker's device to itself.
+    None may be leased while another worker claims this worker's device for itself.
     """
 
     statements = _lease_statements(ledger.times)
@@ -158,19 +162,19 @@ def lease_slot(ledger: Ledger, worker: str) -> Lease | None:
         if slot is None:
             return None
         row = connection.execute(statements.take, {**values, "which": slot}).one()
-        connection.execute(statements.tell, {**values, "which": slot})
+        connection.execute(statements.mark, {**values, "which": slot})
         return Lease(slot, worker=worker, **row._mapping)
 
     return transaction(ledger, work)
 
 
 def is_alive(worker: sa.FromClause, times: WorkersConfig) -> sa.ColumnElement[bool]:
-    """The condition that a worker has not left and was not silent for too long."""
+    """The condition that a worker has not left and has not been silent for too long."""
     return sa.and_(worker.c.left.is_(None), worker.c.heartbeat > now() - times.lost_after)
 
 
 def close_slot(ledger: Ledger, lease: Lease) -> None:
-    """A slot's result is stored: mark it done."""
+    """Mark a slot done, once its result is stored."""
 
     def work(connection: sa.Connection) -> None:
         clear_worker_slot(connection, lease)
@@ -183,13 +187,13 @@ def close_slot(ledger: Ledger, lease: Lease) -> None:
 
 
 def clear_worker_slot(connection: sa.Connection, lease: Lease) -> None:
-    """Within a transaction: the worker's row names its slot no more."""
-    # The worker's row before the slot's, as heartbeats do it: the other way round the two would wait in a circle.
+    """Within a transaction: remove the slot from its worker's row."""
+    # The worker's row before the slot's, as heartbeats do: in the other order the two could deadlock.
     connection.execute(sa.update(WORKERS).where(WORKERS.c.id == lease.worker).values(slot=None, progress=None))
 
 
 def is_held(ledger: Ledger, lease: Lease) -> sa.ColumnElement[bool]:
-    """The condition that a slot is still leased as this lease says."""
+    """The condition that this lease still holds its slot."""
     return sa.and_(
         SLOTS.c.study_id == ledger.study_id,
         SLOTS.c.slot == lease.slot,
@@ -211,18 +215,18 @@ def release_lease(ledger: Ledger, lease: Lease, errors: int = 0) -> None:
 
 
 def lease_again(ledger: Ledger, lease: Lease) -> Lease | None:
-    """The same slot's next attempt, for the worker that holds it; None where it holds it no more."""
+    """The same slot's next attempt, for the worker that holds it; None if it does not hold it any more."""
 
     def work(connection: sa.Connection) -> Lease | None:
         held = is_held(ledger, lease)
-        renewed = is_held(ledger, replace(lease, attempt=lease.attempt + 1))  # before, where the answer was lost
-        again = (
+        renewed = is_held(ledger, replace(lease, attempt=lease.attempt + 1))  # by an earlier try whose answer was lost
+        statement = (
             sa.update(SLOTS)
             .where(sa.or_(held, renewed), SLOTS.c.state == SlotState.LEASED)
             .values(attempt=lease.attempt + 1)
             .returning(*LEASED_COLUMNS)
         )
-        row = connection.execute(again).one_or_none()
+        row = connection.execute(statement).one_or_none()
         return None if row is None else Lease(lease.slot, worker=lease.worker, **row._mapping)
 
     return transaction(ledger, work)

@@ -1,11 +1,4 @@
-"""Who works at a study: registration, heartbeats that keep leases alive, and taking leases from the dead.
-
-A lease ends by itself when its worker was silent for half of ``lost_after``; it is taken away when it stayed so for
-the other half, counted from the moment when somebody saw it expired. The second half is what an outage needs: when
-the database comes back every lease may have expired, and every worker that lives has that long to renew.
-
-A neighbour in the same machine need not wait: it sees that the process is gone.
-"""
+"""The registry of workers: who works at a study, on which device, and how each of them ended."""
 
 import uuid
 from collections.abc import Sequence
@@ -52,12 +45,12 @@ class WorkerRow:
 
     Attributes:
         id: of the row.
-        host, device: for people; the device is empty until one is taken.
+        host, device: for people; the device is empty until the worker has chosen one.
         device_key: equal for workers that share the device: a GPU's UUID.
         pid_namespace, pid, process: of its process (`search.host.process`); ``process`` is its key.
         number, launcher: of a worker that `run` started.
-        start_up: seconds from its process's creation until it began its first trial, without waiting for one.
-        slot: that it has leased.
+        start_up: seconds from its process's creation until it began its first trial, without the wait for one.
+        slot: that it leases.
         progress: of its trial.
         silent: seconds since its last heartbeat.
         state: as it can be known from here.
@@ -82,7 +75,7 @@ class WorkerRow:
 
     @property
     def lives(self) -> bool:
-        """Whether it has neither left nor died, as far as is known."""
+        """Whether it has neither left nor died, as far as can be known from here."""
         return self.state in (WorkerState.IDLE, WorkerState.WORKING, WorkerState.SILENT)
 
     @property
@@ -100,7 +93,7 @@ def register_worker(
         ledger: of the study.
         process: its process.
         number, launcher: of a worker that `run` started.
-        log: where all that it prints is, for people.
+        log: where everything it prints is, for people.
 
     Returns:
         its id.
@@ -122,7 +115,7 @@ def register_worker(
             "began": now(),
             "heartbeat": now(),
         }
-        connection.execute(sa.delete(WORKERS).where(WORKERS.c.id == worker))  # entered, but the answer was lost
+        connection.execute(sa.delete(WORKERS).where(WORKERS.c.id == worker))  # a try whose answer was lost
         connection.execute(sa.insert(WORKERS).values(row))
         connection.execute(sa.delete(LOGS).where(LOGS.c.worker == worker))
         connection.execute(sa.insert(LOGS).values(worker=worker, study_id=ledger.study_id, place=log, lines=""))
@@ -132,7 +125,7 @@ def register_worker(
 
 
 def take_device(ledger: Ledger, worker: str, devices: Sequence[DeviceOption]) -> DeviceOption:
-    """Of the devices that a worker may have, the one that has the fewest workers."""
+    """Give a worker the device, of those that it may use, that has the fewest workers."""
 
     def work(connection: sa.Connection) -> DeviceOption:
         if connection.dialect.name == "postgresql":  # two that choose at once must not choose the same GPU
@@ -181,7 +174,7 @@ class WorkerLog:
 
 
 def read_logs(ledger: Ledger) -> dict[str, WorkerLog]:
-    """What every worker that ever was has printed, by its id."""
+    """What every worker of the study, past or present, has printed, by its id."""
 
     def work(connection: sa.Connection) -> dict[str, WorkerLog]:
         query = sa.select(LOGS.c.worker, LOGS.c.place, LOGS.c.lines).where(LOGS.c.study_id == ledger.study_id)
@@ -194,7 +187,7 @@ def read_logs(ledger: Ledger) -> dict[str, WorkerLog]:
 
 
 def unregister_worker(ledger: Ledger, worker: str, exit_reason: str) -> None:
-    """A worker goes; a slot that it still holds waits again."""
+    """Store that a worker leaves; a slot that it still leases waits again."""
 
     def work(connection: sa.Connection) -> None:
         free = {"state": SlotState.WAITING, "worker": None, "expires": None, "suspected": None, "cause": exit_reason}
@@ -207,7 +200,7 @@ def unregister_worker(ledger: Ledger, worker: str, exit_reason: str) -> None:
 
 
 def adopt_workers(ledger: Ledger, workers: Sequence[str], launcher: str) -> None:
-    """A new `run` takes over workers whose own has died."""
+    """Give workers whose `run` has died to a new one."""
 
     def work(connection: sa.Connection) -> None:
         connection.execute(sa.update(WORKERS).where(WORKERS.c.id.in_(workers)).values(launcher=launcher))
@@ -217,7 +210,7 @@ def adopt_workers(ledger: Ledger, workers: Sequence[str], launcher: str) -> None
 
 
 def list_workers(ledger: Ledger) -> list[WorkerRow]:
-    """All workers that ever were, in the order in which they came."""
+    """All workers of the study, past and present, in the order in which they came."""
 
     def work(connection: sa.Connection) -> list[WorkerRow]:
         query = sa.select(WORKERS, (now() - WORKERS.c.heartbeat).label("silent"))
@@ -267,7 +260,7 @@ def claim_device(ledger: Ledger, worker: str, claim: DeviceClaim) -> None:
 def others_using_device(ledger: Ledger, worker: str) -> int:
     """How many other workers must pause before this one, which waits for its device, has it to itself.
 
-    Of several that wait, the one with the smallest id goes first; what waits does not train.
+    Of several that wait, the one with the smallest id goes first. A worker that waits does not train.
     """
 
     def work(connection: sa.Connection) -> int:
