@@ -11,15 +11,15 @@ from typing import IO
 
 @contextmanager
 def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Let one process at a time into the context; what it was to do may be done by somebody else by then.
+    """Let one process at a time into the context; another one may have done the work before it enters.
 
-    Where no lock can be had, everybody goes in at once: a folder that nobody here can write needs none, and a few
-    network file systems know none (ENOLCK, EOPNOTSUPP). NFS has held such locks for all its clients since Linux
-    2.6.12; on others they may hold one machine's processes only.
+    If no lock can be had, all enter at once: a folder that nobody here can write needs none, and a few
+    network file systems have none (ENOLCK, EOPNOTSUPP). NFS has held such locks for all its clients since Linux
+    2.6.12; on others they may bind only the processes of one machine.
 
     Args:
-        lock: file, which is there only while somebody holds it; its folder is made where it is absent.
-        waits: called where somebody else is at it, before the waiting.
+        lock: file, which exists only while somebody holds it; its folder is made if it is absent.
+        waits: called if another process holds the lock, before the wait.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -32,10 +32,12 @@ def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def file_lock(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold a lock file, which is there only while somebody holds it. The hold ends with the process, however that ends.
+    """Hold a lock file, which exists only while somebody holds it. The hold ends with the process, however that ends.
+
+    Not `filelock`: it leaves the file behind, polls, and cannot wait in a folder that is mounted read-only.
 
     Args:
-        path: the file; its folder must be there.
+        path: the file; its folder must exist.
         wait: until nobody else holds it.
 
     Yields:
@@ -52,7 +54,7 @@ def file_lock(path: Path, wait: bool) -> Iterator[bool]:
                 yield False
                 return
             if not _is_file_at(path, file.fileno()):
-                continue  # its last holder removed it between the opening and the lock
+                continue  # its last holder removed it before this process locked it
             try:
                 yield True
             finally:
@@ -65,7 +67,7 @@ def _opened(path: Path) -> IO[str]:
     try:
         return path.open("a")
     except OSError as error:
-        # Whoever sees a folder through a read-only mount can still wait for one who writes to it.
+        # A process that sees a folder through a read-only mount can still wait for one that writes to it.
         try:
             return path.open()
         except OSError:

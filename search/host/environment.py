@@ -1,4 +1,4 @@
-"""What a study needs to be repeated: versions, commit and machine."""
+"""What the repetition of a study needs: versions, commit and machine."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ VERSIONED = ("torch", "torchvision", "optuna", "sqlalchemy", "numpy", "scikit-le
 
 
 def environment() -> dict[str, str]:
-    """Versions of Python and of what decides numbers, the project's commit where known, and the platform."""
+    """Versions of Python and of what decides numbers, the project's commit if known, and the platform."""
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in VERSIONED},
@@ -22,25 +22,25 @@ def environment() -> dict[str, str]:
 
 
 def required() -> tuple[str, ...]:
-    """What this project needs beside itself, without extras, in the versions that are installed here."""
+    """What this project depends on, without extras, in the versions that are installed here."""
     needs = [need for need in metadata.requires("block-search") or () if "extra ==" not in need]
     return tuple(
         f"{name}=={metadata.version(name)}" for name in (re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in needs)
     )
 
 
-def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """What decides numbers and differs between two `environment`; empty where nothing does."""
-    both = {name: (there.get(name, "unknown"), here.get(name, "unknown")) for name in (*VERSIONED, "commit")}
+def differences(other: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """What decides numbers and differs between two `environment`s; empty if nothing does."""
+    both = {name: (other.get(name, "unknown"), here.get(name, "unknown")) for name in (*VERSIONED, "commit")}
     return ", ".join(
-        f"{name} {one} (here {other})"
-        for name, (one, other) in both.items()
-        if one != other and "unknown" not in (one, other)
+        f"{name} {version} (here {local})"
+        for name, (version, local) in both.items()
+        if version != local and "unknown" not in (version, local)
     )
 
 
 def commit() -> str:
-    """The checkout's commit, marked ``+`` where files differ from it; outside a checkout ``$SEARCH_COMMIT``, which an
+    """The checkout's commit, marked ``+`` if files differ from it; outside a checkout ``$SEARCH_COMMIT``, which an
     image is built with, else ``unknown``.
     """
     root = Path(__file__).resolve().parents[2]

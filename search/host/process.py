@@ -1,4 +1,4 @@
-"""Which process is which, also after a pid was given out again, and whether it still lives."""
+"""Which process is which, also after its pid was reused, and whether it still lives."""
 
 import ctypes
 import os
@@ -10,11 +10,11 @@ from functools import cache
 from pathlib import Path
 
 PARENT_VARIABLE = "SEARCH_PARENT"
-"""Environment variable: pid of a process with which the one that it starts shall end."""
+"""Environment variable: pid of the parent process whose end also ends the child."""
 
 
 def end_with_parent() -> None:
-    """Get SIGTERM when the process ends that `PARENT` names; where it has ended, now. Linux only."""
+    """Get SIGTERM when the process ends that `PARENT_VARIABLE` names; at once if it has ended. Linux only."""
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is None:
         return
@@ -59,7 +59,7 @@ def this_process() -> Process:
 
 @cache
 def pid_namespace() -> str:
-    """Where this process's pid means something; nowhere else where the kernel does not say (not Linux)."""
+    """Where this process's pid means something; this process alone if the kernel does not say (not Linux)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -68,7 +68,7 @@ def pid_namespace() -> str:
 
 
 def is_dead(namespace: str, key: str) -> bool:
-    """Whether a process (its pid namespace and `Process.key`) has certainly ended; False where that cannot be known."""
+    """Whether a process (its pid namespace and `Process.key`) has certainly ended; False if that cannot be known."""
     if namespace != pid_namespace():
         return False
     pid, _, started = key.partition("@")
@@ -76,7 +76,7 @@ def is_dead(namespace: str, key: str) -> bool:
 
 
 def age() -> float | None:
-    """Seconds since this process was created; None where the kernel does not say (not Linux)."""
+    """Seconds since this process was created; None if the kernel does not say (not Linux)."""
     started = _started(os.getpid())
     if started is None or not hasattr(time, "CLOCK_BOOTTIME"):
         return None
@@ -84,7 +84,7 @@ def age() -> float | None:
 
 
 def _started(pid: int) -> str | None:
-    """Start time from the kernel; None where there is no such process, or it is a zombie."""
+    """Start time from the kernel; None if there is no such process, or it is a zombie."""
     try:
         # The name, in brackets, may hold blanks and brackets itself.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -7,7 +7,7 @@ OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 def oom_kills(counters: tuple[Path, ...] = OOM_COUNTERS) -> int:
-    """So far, in this container where it has a counter of its own, else on this machine; 0 where nobody counts."""
+    """Kills so far, in this container if it has a counter of its own, else on this machine; 0 if nobody counts."""
     for path in counters:
         try:
             words = path.read_text().split()
@@ -19,7 +19,7 @@ def oom_kills(counters: tuple[Path, ...] = OOM_COUNTERS) -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: of its affinity, held to its container's share."""
+    """Cores that this process may use: of its affinity, at most its container's share."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -34,20 +34,20 @@ def threads_per_worker(workers: int) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process may still take: of the machine, held to its container's share."""
+    """Bytes of memory that this process may still take: of the machine, at most its container's share."""
     free = _named_number(Path("/proc/meminfo"), "MemAvailable:") * 1024
     group = Path("/sys/fs/cgroup")
     try:
-        most, taken = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        # Of what is taken, the kernel gives back what only holds copies of files.
-        held = int(taken) - _named_number(group / "memory.stat", "inactive_file")
-        return free if most == "max" else max(0, min(free, int(most) - held))
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        # The kernel frees on demand the part that only holds copies of files.
+        held = int(used) - _named_number(group / "memory.stat", "inactive_file")
+        return free if limit == "max" else max(0, min(free, int(limit) - held))
     except (OSError, ValueError):
         return free
 
 
 def _named_number(path: Path, name: str) -> int:
-    """The number after a name in a file of the kernel's; 0 where there is none."""
+    """The number after a name in a file of the kernel; 0 if there is none."""
     try:
         words = path.read_text().split()
         return int(words[words.index(name) + 1])

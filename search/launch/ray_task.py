@@ -1,7 +1,7 @@
 """What a Ray task does on its node: one command of `python -m search` as a child of its own.
 
 Not in the task's own process, which Ray keeps for the next task: a broken GPU, a crash or a leak ends with the child.
-Only the standard library is imported here; what a node lacks is the child's complaint, which travels back as text.
+Only the standard library is imported here; if a node lacks something, the child says so, and its text travels back.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from search.host.process import PARENT_VARIABLE
 
 POLL_SECONDS = 0.2
-"""How often the child is looked at. Ray's wish that the task end comes between two of Python's steps: short naps."""
+"""How often the child is polled. Ray's cancellation arrives between two of Python's steps, so the naps are short."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class NodeCommand:
     """A command for a node.
 
     Attributes:
-        words: behind ``python -m search``.
-        environment: beside the node's own; may hold a password, so it goes as an argument, which Ray shows nowhere, and
-            not as a runtime environment, which its dashboard shows.
-        patience: seconds that the child has to go when it is asked to.
-        folder: whose files shall travel back in the end.
-        files: that shall be in it in the beginning, where they are not.
+        words: after ``python -m search``.
+        environment: on top of the node's own. It may hold a password, so it is passed as an argument, which Ray shows
+            nowhere, and not as a runtime environment, which its dashboard shows.
+        patience: seconds that the child has to stop when it is asked to.
+        folder: whose files travel back at the end.
+        files: written into it at the beginning, if they are absent.
     """
 
     words: tuple[str, ...]
@@ -48,12 +48,12 @@ class CommandResult:
     files: dict[str, bytes]
 
 
-def run_command(order: NodeCommand) -> CommandResult:
-    """Run a command until it ends; where the task is cancelled, the child is asked to go."""
-    _place_files(order)
-    environment = {**os.environ, **order.environment, PARENT_VARIABLE: str(os.getpid()), **_where()}
+def run_command(command: NodeCommand) -> CommandResult:
+    """Run a command until it ends; if the task is cancelled, ask the child to stop."""
+    _write_missing_files(command)
+    environment = {**os.environ, **command.environment, PARENT_VARIABLE: str(os.getpid()), **_log_location()}
     child = subprocess.Popen(
-        [sys.executable, "-m", "search", *order.words],
+        [sys.executable, "-m", "search", *command.words],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -61,13 +61,13 @@ def run_command(order: NodeCommand) -> CommandResult:
         text=True,
         errors="replace",
     )
-    kept: deque[str] = deque(maxlen=50)
+    last_lines: deque[str] = deque(maxlen=50)
 
     def relay() -> None:
         assert child.stdout is not None
         for line in child.stdout:
             print(line, end="", flush=True)  # into the node's log of this task
-            kept.append(line)
+            last_lines.append(line)
 
     reader = threading.Thread(target=relay, daemon=True)
     reader.start()
@@ -77,17 +77,17 @@ def run_command(order: NodeCommand) -> CommandResult:
     except BaseException:  # Ray cancels a task by KeyboardInterrupt
         child.terminate()
         try:
-            child.wait(order.patience)
+            child.wait(command.patience)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
         raise
     finally:
         reader.join(timeout=5)
-    return CommandResult(child.returncode, "".join(kept), read_files(order.folder))
+    return CommandResult(child.returncode, "".join(last_lines), read_files(command.folder))
 
 
-def _where() -> dict[str, str]:
+def _log_location() -> dict[str, str]:
     """Where the node keeps what this task prints, for `search.ledger.registry.read_logs`."""
     import ray
 
@@ -96,9 +96,9 @@ def _where() -> dict[str, str]:
     return {"SEARCH_WORKER_LOG": text}
 
 
-def _place_files(order: NodeCommand) -> None:
-    for name, content in order.files.items():
-        path = Path(str(order.folder)) / name
+def _write_missing_files(command: NodeCommand) -> None:
+    for name, content in command.files.items():
+        path = Path(str(command.folder)) / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

@@ -31,7 +31,7 @@ AWAY = (
     "the database system is",  # starting up, shutting down, in recovery
     "server closed the connection",
 )
-"""What PostgreSQL and its driver say where a later try can succeed."""
+"""What PostgreSQL and its driver say when a later try can succeed."""
 
 
 class StorageAwayError(UserError):
@@ -39,30 +39,30 @@ class StorageAwayError(UserError):
 
 
 def open_storage(url: URL, connections: int = 5) -> RetryingStorage:
-    """Open, and where needed create, the database that the URL names.
+    """Open the database that the URL names; create it if it is absent.
 
     Args:
         url: of the database.
-        connections: to a PostgreSQL at most. A worker has one, which training and heartbeats take in turn, each for
-            some milliseconds; a server that shows many people a study has more.
+        connections: to a PostgreSQL at most. A worker has one, which training and heartbeats share, each for
+            some milliseconds; a server that shows a study to many people has more.
 
     Raises:
         UserError: it cannot be reached, written, or was made by something else.
     """
     url = with_password(url)
-    # No `pool_pre_ping`: it is a wait for the server before every transaction, and a connection that has died is found
-    # by the transaction itself, which `search.storage.retry` then tries again.
+    # No `pool_pre_ping`: it waits for the server before every transaction. The transaction itself notices a connection
+    # that has died, and `search.storage.retry` then tries it again.
     engine_kwargs: dict[str, Any] = {}
     if url.drivername == "sqlite":
         engine_kwargs["connect_args"] = {"timeout": BUSY_SECONDS}
         _make_parent(url)
     else:
-        kept = min(2, connections)
+        pool_size = min(2, connections)
         # Optuna opens a second one for a moment while it looks at its tables' version.
-        beyond = max(1, connections - kept)
-        engine_kwargs |= {"pool_size": kept, "max_overflow": beyond, "connect_args": POSTGRESQL_CONNECTION}
+        overflow = max(1, connections - pool_size)
+        engine_kwargs |= {"pool_size": pool_size, "max_overflow": overflow, "connect_args": POSTGRESQL_CONNECTION}
     try:
-        # Two processes that create the same tables at once would trip over each other.
+        # Two processes cannot create the same tables at the same time.
         with contextlib.nullcontext() if _is_complete(url, engine_kwargs) else exclusive_lock(url, "creation"):
             storage = RetryingStorage(url, without_password(url), engine_kwargs)
             if url.drivername == "sqlite":
@@ -89,18 +89,18 @@ def open_storage(url: URL, connections: int = 5) -> RetryingStorage:
 def storage_opened(
     url: URL, connections: int = 5, patience: float = 0.0, tell: Callable[[str], None] = lambda _: None
 ) -> Iterator[RetryingStorage]:
-    """`open_storage` for as long as the context lasts; its connections are closed behind it.
+    """`open_storage` for as long as the context lasts; its connections are closed at the end.
 
     Args:
         url, connections: see there.
-        patience: seconds for which a server that cannot be reached just now, or has no connection left, is tried again.
+        patience: seconds for which a server is tried again that cannot be reached or has no connection left.
         tell: gets a line when that begins.
 
     Raises:
         UserError: see there.
     """
     until = time.monotonic() + patience
-    told = False
+    told_outage = False
     while True:
         try:
             storage = open_storage(url, connections)
@@ -108,9 +108,9 @@ def storage_opened(
         except StorageAwayError as error:
             if time.monotonic() >= until:
                 raise
-            if not told:
+            if not told_outage:
                 tell(f"{error}; trying again for {patience:.0f} s")
-                told = True
+                told_outage = True
             time.sleep(random.uniform(0.5, 2.0))  # many workers that start at once do not come back at once
     try:
         yield storage
@@ -135,7 +135,7 @@ def _begin_immediate(engine: sa.Engine) -> None:
 
     sa.event.listen(engine, "connect", connected)
     sa.event.listen(engine, "begin", begun)
-    engine.dispose()  # connections opened before this know nothing of it
+    engine.dispose()  # connections opened before this have no such listeners
 
 
 def _without_secret(text: str, url: URL) -> str:
@@ -151,7 +151,7 @@ def _make_parent(url: URL) -> None:
 
 
 def _is_complete(url: URL, engine_kwargs: dict[str, Any]) -> bool:
-    """Whether all tables are there. Turns on SQLite's write-ahead log.
+    """Whether all tables exist. Turns on SQLite's write-ahead log.
 
     Raises:
         UserError: Optuna's tables would have to be added to a database that holds something else.
@@ -179,7 +179,7 @@ def _is_complete(url: URL, engine_kwargs: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def exclusive_lock(url: URL, what: str, wait: bool = True) -> Iterator[bool]:
-    """Hold something of a storage alone: the hold ends with the process, however that ends.
+    """Hold an exclusive lock on a part of a storage. It ends with the process, however that ends.
 
     Args:
         url: of the storage.

@@ -35,7 +35,7 @@ LEAVE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class LocalPostgres:
-    """Where the server is. The password stands beside the URL and not in it."""
+    """Where the server is. The password is a field of its own, not part of the URL."""
 
     url: URL
     password: str = field(repr=False)
@@ -44,7 +44,7 @@ class LocalPostgres:
 
 @contextlib.contextmanager
 def local_postgres(folder: Path = DEFAULT_FOLDER) -> Iterator[LocalPostgres]:
-    """A running server with the database ``search``; stopped on leaving where nobody else is connected to it.
+    """A running server with the database ``search``; stopped at the end if nobody else is connected to it.
 
     Raises:
         UserError: the extra is not installed, or the server cannot be made or started.
@@ -62,7 +62,7 @@ def local_postgres(folder: Path = DEFAULT_FOLDER) -> Iterator[LocalPostgres]:
                 here = _start(folder, programs)
         except OSError as error:
             raise UserError(f"PostgreSQL in {folder}: {error.filename or 'system'}: {error.strerror}") from error
-        # As long as this connection lasts no other process stops the server. It ends with this one, however that ends.
+        # While this connection lasts no other process stops the server. It ends with this process, however that ends.
         leaving.callback(here.close)
         url = URL.create("postgresql+psycopg", NAME, host=HOST, port=here.info.port, database=NAME)
         yield LocalPostgres(url, here.info.password, folder / "password")
@@ -79,7 +79,7 @@ def _wheel() -> Any:
 
 
 def _claim(folder: Path, wheel: Any) -> None:
-    """Make the folder, for its owner alone. Where root makes it, it goes to a user that PostgreSQL can run as."""
+    """Make the folder, for its owner alone. If root makes it, it goes to a user that PostgreSQL can run as."""
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not (folder / "lock").exists():
         raise UserError(f"folder {folder} holds something else; PostgreSQL needs an empty or a new one")
@@ -145,7 +145,7 @@ def _telling(text: str) -> str:
 
 
 def _make(folder: Path, programs: Path) -> None:
-    """A new password, and initdb beside the final place, so that data are either whole or absent."""
+    """A new password, and initdb in another folder that is renamed, so that data are either whole or absent."""
     _write(folder / "password", secrets.token_urlsafe(24))
     shutil.rmtree(folder / "data.new", ignore_errors=True)
     # A socket's name is limited to some 100 characters; "." is the data's own folder, closed to everybody else.
@@ -166,7 +166,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _start(folder: Path, programs: Path) -> psycopg.Connection[Any]:
-    """A connection to the server, which is started where it does not run, and its database made."""
+    """A connection to the server, which is started if it does not run; its database is made."""
     failures = 0
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -188,7 +188,7 @@ def _start(folder: Path, programs: Path) -> psycopg.Connection[Any]:
 
 
 def _status(folder: Path) -> str | None:
-    """``ready``, or something else while the server comes or goes; None where no process of it is left."""
+    """``ready``, or something else while the server starts or stops; None if no process of it is left."""
     import psutil  # type: ignore[import-untyped, unused-ignore]  # comes with the wheel
 
     servers = [
@@ -206,14 +206,14 @@ def _status(folder: Path) -> str | None:
 
 
 def _start_once(folder: Path, programs: Path) -> str | None:
-    """Start the server, on the port of last time where that is free; what went wrong if it did not start."""
+    """Start the server, on the port of last time if that is free; what went wrong if it did not start."""
     port_file, log = folder / "port", folder / "server.log"
-    kept = port_file.read_text().strip() if port_file.exists() else ""
-    port = _free_port(int(kept) if kept.isdecimal() else 0)
-    if str(port) != kept:
+    last_port = port_file.read_text().strip() if port_file.exists() else ""
+    port = _free_port(int(last_port) if last_port.isdecimal() else 0)
+    if str(port) != last_port:
         _write(port_file, str(port))
     # No process of the server is left, so these files are stale. After a power loss they may be empty or name a number
-    # that is another process by now (or a zombie's, where nobody reaps), and the server would refuse to start.
+    # that is another process by now (or a zombie's, if nobody reaps it), and the server would refuse to start.
     for stale in (folder / "data" / "postmaster.pid", *(folder / "data").glob(".s.PGSQL.*")):
         stale.unlink(missing_ok=True)
     said_before = log.stat().st_size if log.exists() else 0
@@ -224,9 +224,9 @@ def _start_once(folder: Path, programs: Path) -> str | None:
     return wrong and (_telling(said) or wrong)
 
 
-def _free_port(wanted: int) -> int:
-    """The wanted port, or another where somebody has it."""
-    for port in (wanted, 0):
+def _free_port(preferred: int) -> int:
+    """The preferred port, or another one if that is in use."""
+    for port in (preferred, 0):
         with contextlib.suppress(OSError, OverflowError), socket.create_server((HOST, port)) as probe:
             free: int = probe.getsockname()[1]
             return free
@@ -247,10 +247,10 @@ def _connect(folder: Path) -> psycopg.Connection[Any]:
 
 
 def _leave(folder: Path, programs: Path) -> None:
-    """Stop the server where it runs for nobody."""
+    """Stop the server if nobody uses it."""
     with contextlib.suppress(OSError), _locked(folder):
         status = _status(folder)
-        # To one that is still starting nobody is connected: whoever wants it waits for the lock.
+        # Nobody is connected to a server that is still starting: whoever wants it waits for the lock.
         if status is not None and (status != "ready" or _unused(folder)):
             _call(folder, programs, "pg_ctl", "stop", "-w", "-m", "fast", "-D", "data")
 

@@ -1,8 +1,7 @@
-"""Living through a database that is away for a while: try again with capped backoff, up to a limit.
+"""Calls to a database that may be away for a while: try again with capped backoff, up to a limit.
 
-Every method of Optuna's storage is one transaction, and so is every call of `search.ledger`: the unit that is tried
-again. A call whose commit was acknowledged to nobody may be done twice; what that does to each call is said where
-it is made.
+Every method of Optuna's storage is one transaction, and so is every call of `search.ledger`: that is the unit that
+is tried again. A call whose commit nobody heard of may be done twice; each place that makes a call says what that does.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ FIRST_PAUSE = 0.2
 
 
 class StorageLostError(RunError):
-    """The database stayed away for longer than the study allows, or somebody wants to leave meanwhile."""
+    """The database stayed away for longer than the study allows, or somebody wants to stop in the meantime."""
 
 
 class Retry:
@@ -33,23 +32,23 @@ class Retry:
 
     def __init__(self, shown: str) -> None:
         self.limit = 0.0
-        """Seconds after which an outage is an error; 0: at once. Set once the study, which says it, is read."""
+        """Seconds after which an outage is an error; 0: at once. Set when the study, which knows it, is read."""
         self.longest_pause = 5.0
-        """Seconds between tries at most: well under the grace that a silent worker has."""
+        """Most seconds between tries: well under the grace that a silent worker has."""
         self.tell: Callable[[str], None] = lambda _: None
         """Gets one line when an outage begins and one when it ends."""
         self.connection_lock: AbstractContextManager[Any] = contextlib.nullcontext()
-        """Held for as long as a call has the database; a lock lets threads share one connection."""
+        """Held while a call uses the database; a lock lets threads share one connection."""
         self.retries = 0
         """Calls that failed and were tried again: each may have been done twice."""
         self._shown = shown
         self._lost_since: float | None = None
-        """When the outage began that somebody has given up on: nobody waits for its end a second time."""
-        self._leaving = False  # no Event: a signal's handler sets it, perhaps in the middle of a wait for that Event
+        """When the outage began that a call has given up on: no call waits for its end a second time."""
+        self._leaving = False  # no Event: a signal handler sets it, perhaps in the middle of a wait for that Event
         self._calls = threading.local()
 
     def leave(self) -> None:
-        """Wait for the database no more: from now on the first failure is an error."""
+        """Stop waiting for the database: from now on the first failure is an error."""
         self._leaving = True
 
     def call(self, call: Callable[[], T]) -> T:
@@ -76,12 +75,12 @@ class Retry:
                 cause = _connection_trouble(error)
                 if cause is None:
                     raise
-                now = time.monotonic()
+                failed = time.monotonic()
                 if began is None:
-                    began = now
+                    began = failed
                     if self.limit:
                         self.tell(f"storage {self._shown} does not answer ({first_line(cause)}); trying again")
-                away = now - began
+                away = failed - began
                 if away >= self.limit or self._leaving:
                     self._lost_since = began
                     raise StorageLostError(
@@ -89,7 +88,7 @@ class Retry:
                         "nothing stored is lost, and the same command goes on"
                     ) from error
                 self.retries += 1
-                # Jitter, so that many workers do not all come back in one instant.
+                # Jitter, so that many workers do not all come back at the same instant.
                 self._wait(min(pause * random.uniform(0.5, 1.0), self.limit - away))
                 pause = min(2 * pause, self.longest_pause)
             else:
@@ -104,7 +103,7 @@ class Retry:
 
 
 def _connection_trouble(error: BaseException) -> BaseException | None:
-    """What went wrong between us and the database, where it can pass by itself; None for every other error."""
+    """What went wrong with the connection, if it can pass by itself; None for every other error."""
     if isinstance(error, optuna.exceptions.StorageInternalError):
         error = error.__cause__ or error
     if isinstance(error, sa.exc.PendingRollbackError) and error.__context__ is not None:

@@ -1,4 +1,4 @@
-"""Database URLs: which one is meant, its password, how it is shown, and what it lies on."""
+"""Database URLs: which one is meant, its password, how it is shown, and its file system."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ DEFAULT_URL = "sqlite:///studies/search.db"
 POSTGRESQL_CONNECTION: dict[str, Any] = {
     "application_name": "block-search",
     "connect_timeout": 10,
-    # A server that lost its power says nothing; without these a worker would wait for it for two hours ...
+    # A server that lost its power says nothing; without these a worker would wait two hours for it ...
     "keepalives_idle": 20,
     "keepalives_interval": 5,
     "keepalives_count": 4,
@@ -55,7 +55,7 @@ def storage_url(given: str | None) -> URL:
 
 def with_password(url: URL) -> URL:
     """The URL with the password that it does not hold itself, from ``$SEARCH_STORAGE_PASSWORD`` or the file that
-    ``$SEARCH_STORAGE_PASSWORD_FILE`` names. Where there is neither, libpq looks in ``$PGPASSWORD`` and ``~/.pgpass``.
+    ``$SEARCH_STORAGE_PASSWORD_FILE`` names. If there is neither, libpq looks in ``$PGPASSWORD`` and ``~/.pgpass``.
 
     Raises:
         UserError: the file cannot be read.
@@ -76,14 +76,14 @@ def with_password(url: URL) -> URL:
 
 
 def without_password(url: URL) -> str:
-    """The URL as it may be shown: without a password, wherever in the URL it stands."""
+    """The URL as it may be shown: without a password, in whatever part of the URL it stands."""
     secrets = {"password", "passfile", "sslpassword"}
     query = {key: value for key, value in url.query.items() if key not in secrets}
     return url.set(query=query).render_as_string(hide_password=True)
 
 
 def network_file_system(url: URL, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of network file system that a SQLite database lies on, whose locks cannot be trusted; else None."""
+    """The kind of network file system that holds a SQLite database, whose locks cannot be trusted; else None."""
     if url.drivername != "sqlite":
         return None
     folder = Path(str(url.database)).resolve().parent
@@ -92,9 +92,9 @@ def network_file_system(url: URL, mounts: Path = Path("/proc/self/mounts")) -> s
     except OSError:
         return None
     kinds = {Path(line[1].replace("\\040", " ")): line[2] for line in lines if len(line) > 2}
-    for place in (folder, *folder.parents):
-        if place in kinds:
-            return kinds[place] if kinds[place].startswith(NETWORK_FILE_SYSTEMS) else None
+    for mount in (folder, *folder.parents):
+        if mount in kinds:
+            return kinds[mount] if kinds[mount].startswith(NETWORK_FILE_SYSTEMS) else None
     return None
 
 
