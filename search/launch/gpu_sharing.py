@@ -71,7 +71,7 @@ class GpuLoad:
         used, total: its memory in bytes: the most that was taken, and all.
         largest: bytes that the largest worker took, its context included, ever.
         ran_out: whether a trial ever ran out of its memory.
-        gain: throughput as a multiple of that with one worker fewer; None where that was not measured.
+        gain: throughput as a multiple of that with one worker fewer; None if that was not measured.
     """
 
     workers: int

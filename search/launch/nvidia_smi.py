@@ -30,7 +30,7 @@ class GpuSample:
 
 
 def gpu_key(uuid: str) -> str:
-    """A UUID in the one form that is compared here: nvidia-smi puts ``GPU-`` before it, torch does not."""
+    """A UUID in the form that is compared here: nvidia-smi puts ``GPU-`` before it, torch does not."""
     return uuid.strip().lower().removeprefix("gpu-")
 
 

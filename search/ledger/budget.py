@@ -1,4 +1,4 @@
-"""How many configurations a study has been asked for, and what has become of them."""
+"""How many configurations a study is to have, and what has become of them."""
 
 import sqlalchemy as sa
 from optuna.trial import TrialState

@@ -53,12 +53,12 @@ state: a `SlotState`.
 attempt: counts the leases; with ``worker`` it is what fences off a worker that lost its lease.
 start: index of the known good configuration that this slot begins with.
 worker, expires: who holds the lease, and until when unless renewed.
-suspected: when somebody first saw the lease expired. It is taken away only a grace later, so that after an outage
+suspected: when somebody first saw the lease expired. It is revoked only a grace later, so that after an outage
     of the database every worker that lives can renew first.
 errors, deaths: attempts that ended in an exception; workers that died in mid-attempt without one more epoch.
 memory_kills: workers that the kernel killed because memory ran out.
 epochs: the most epochs that any attempt has finished.
-cause: why the last lease was taken away.
+cause: why the last lease was revoked.
 """
 
 WORKERS = sa.Table(

@@ -48,19 +48,19 @@ def enter(ledger: Ledger, pid: int = 1) -> str:
 
 
 def begin(
-    ledger: Ledger, study: optuna.Study, taken: Lease, starts: Sequence[Mapping[str, Any]] = ()
+    ledger: Ledger, study: optuna.Study, lease: Lease, starts: Sequence[Mapping[str, Any]] = ()
 ) -> Attempt | None:
     """Begin an attempt with a sampler that never draws the same again by itself."""
     study.sampler = RandomSampler()
-    given = starts[taken.start] if taken.start is not None and taken.start < len(starts) else {}
-    return begin_attempt(ledger, study, taken, given, {WORKER: taken.worker})
+    given = starts[lease.start] if lease.start is not None and lease.start < len(starts) else {}
+    return begin_attempt(ledger, study, lease, given, {WORKER: lease.worker})
 
 
 def started(ledger: Ledger, study: optuna.Study, worker: str) -> Attempt:
     """An attempt at the next slot, its parameters drawn."""
-    taken = lease_slot(ledger, worker)
-    assert taken is not None
-    attempt = begin(ledger, study, taken)
+    lease = lease_slot(ledger, worker)
+    assert lease is not None
+    attempt = begin(ledger, study, lease)
     assert attempt is not None
     draw(attempt)
     return attempt
@@ -85,8 +85,8 @@ ENDINGS = ("complete", "pruned", "infeasible", "preempted", "error", "memory", "
 
 def one_attempt(ledger: Ledger, study: optuna.Study, worker: str, ending: str) -> Attempt | None:
     """Take a slot and bring it to some ending, as `search.worker.loop` does; the attempt that is stored as done."""
-    taken = lease_slot(ledger, worker)
-    if taken is None or (attempt := begin(ledger, study, taken)) is None:
+    lease = lease_slot(ledger, worker)
+    if lease is None or (attempt := begin(ledger, study, lease)) is None:
         return None
     train(attempt)
     if ending in ("preempted", "error"):
@@ -94,7 +94,7 @@ def one_attempt(ledger: Ledger, study: optuna.Study, worker: str, ending: str) -
         return None
     if ending.startswith("memory"):
         end_attempt(ledger, attempt, "out of memory", "out of memory")
-        again = lease_again(ledger, taken)
+        again = lease_again(ledger, lease)
         if again is None:
             raise LeaseLostError
         second = begin(ledger, study, again)
