@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import ConfigError, Precision
 
@@ -101,22 +101,6 @@ def keep_freed_pages() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def convolves_in_bfloat16(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether a CPU does this convolution in bfloat16, of an even height and width, and nothing is being traced."""
-    return (
-        not torch.compiler.is_compiling()  # first: tracing would take the sizes asked for below for constants
-        and x.device.type == "cpu"
-        and (x.dtype == torch.bfloat16 or _casts_to_bfloat16())
-        and x.shape[2] % 2 == 0
-        and x.shape[3] % 2 == 0
-        and conv.weight.dtype == torch.float32
-    )
-
-
-def _casts_to_bfloat16() -> bool:
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:

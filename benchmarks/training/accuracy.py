@@ -9,8 +9,7 @@ operations. The configuration is the one that studies/cpu.toml starts from.
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,22 +20,11 @@ from data.split import Split, first_images, load_split
 from model.config import FitConfig, NetworkConfig
 from model.device import describe_device, keep_freed_pages
 from model.fit import fit
-from model.kernels import library as compiled
+from model.kernels.dispatch import plain_operations
 from model.network import build_network
 
 NETWORK = NetworkConfig((48, 96, 96, 192, 192), 2, (True, False, True, True, False), activation="gelu")
 FIT = FitConfig(epochs=4, lr=0.1, augment=0.2)
-
-
-@contextmanager
-def plain_operations() -> Iterator[None]:
-    """Without compiled code, as on a machine without a compiler."""
-    library = compiled.library
-    compiled.library = lambda _: None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        compiled.library = library
 
 
 def accuracy(split: Split, config: FitConfig) -> float:

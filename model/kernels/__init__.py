@@ -1,1 +1,1 @@
-"""Compiled code for the CPU."""
+"""Compiled code for the CPU; `model.kernels.dispatch` is its door."""

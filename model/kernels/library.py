@@ -16,9 +16,6 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from data.paths import cache_folder
 
@@ -38,25 +35,6 @@ def library(source: Path) -> ctypes.CDLL | None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             return ctypes.CDLL(str(_compiled(compiler, source, folder() / "compiled")))
     return None
-
-
-def call(source: Path, entry: str, *arguments: Any) -> None:
-    """Call an entry of a source's library, which is there; a tensor goes as its address, None as a null pointer."""
-    code = library(source)
-    assert code is not None
-    plain: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            plain.append(ctypes.c_void_p(argument.data_ptr()))
-        elif isinstance(argument, float):
-            plain.append(ctypes.c_float(argument))
-        elif isinstance(argument, int):
-            plain.append(ctypes.c_int64(argument))
-        else:
-            plain.append(argument)
-    function = getattr(code, entry)
-    function.restype = None
-    function(*plain)
 
 
 def _passing_folder() -> Path:

@@ -1,11 +1,11 @@
-"""The first block's convolution and the max-pool behind it on the CPU in bfloat16, as one pass of compiled code.
+"""The first block's convolution and the max-pool after it on the CPU in bfloat16, as one pass of compiled code.
 
 An image has 3 channels, so the convolution is mostly reading and writing, and four fifths of that are results that the
 pool drops; ``stem.cpp`` never writes those. Its results are those of PyTorch's two operations under autocast, but for
 the order of sums. It needs a compiler (`model.kernels.library`) and a processor that multiplies bfloat16 (AVX512_BF16).
 """
 
-import ctypes
+from ctypes import c_int64
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from model.device import convolves_in_bfloat16
-from model.kernels import library as compiled
+from model.kernels.bfloat16 import convolves_in_bfloat16
+from model.kernels.entry import TensorArgument, activations, empty_activations, entry, int64s, vector
+from model.kernels.library import library
 
 SOURCE = Path(__file__).with_name("stem.cpp")
 
@@ -23,12 +24,12 @@ MOST_CHANNELS = 7
 
 
 def supports(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether this convolution can be done so, and is worth it, with the pool and, less so, without it."""
+    """Whether this kernel can compute the convolution and is worth it, with the pool and, less so, without it."""
     return (
         convolves_in_bfloat16(x, conv)
         and conv.in_channels <= MOST_CHANNELS
         and not (x.requires_grad and torch.is_grad_enabled())  # an image needs no gradient
-        and compiled.library(SOURCE) is not None
+        and library(SOURCE) is not None
     )
 
 
@@ -50,38 +51,87 @@ class _Stem(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pooled: bool) -> Tensor:
         x = x.to(torch.bfloat16, memory_format=torch.channels_last)
-        y, place = convolution(x, weight, bias, pooled)
-        ctx.save_for_backward(x, place)
+        y, argmax = convolution(x, weight, bias, pooled)
+        ctx.save_for_backward(x, argmax)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, place = ctx.saved_tensors
+        x, argmax = ctx.saved_tensors
         grad = grads[0].to(torch.bfloat16, memory_format=torch.channels_last)
-        grad_weight, grad_bias = gradient_of_weight(x, grad, place)
+        grad_weight, grad_bias = gradient_of_weight(x, grad, argmax)
         return None, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None
 
 
+_convolution = entry(
+    SOURCE,
+    "stem",
+    None,
+    shape=int64s(5),
+    strides=int64s(4),
+    threads=c_int64,
+    x=activations(torch.bfloat16),
+    weight=TensorArgument(torch.float32, 4, "any"),
+    bias=vector(optional=True),
+    y=activations(torch.bfloat16),
+    argmax=activations(torch.uint8, optional=True),
+)
+
+
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, pooled: bool) -> tuple[Tensor, Tensor | None]:
-    """The convolution; if pooled, the largest of each window, and which of its four pixels that was."""
+    """The convolution; if pooled, the largest pixel of each 2x2 window, and which of the four it is (uint8)."""
     n, inputs, height, width = x.shape
     outputs = len(weight)
-    shape = (ctypes.c_int64 * 5)(n, height, width, inputs, outputs)
-    steps = (ctypes.c_int64 * 4)(*weight.stride())
-    size = (n, outputs, height // 2, width // 2) if pooled else (n, outputs, height, width)
-    y = torch.empty(size, dtype=torch.bfloat16, memory_format=torch.channels_last)
-    place = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last) if pooled else None
-    compiled.call(SOURCE, "stem", shape, steps, torch.get_num_threads(), x, weight, bias, y, place)
-    return y, place
+    out_height, out_width = (height // 2, width // 2) if pooled else (height, width)
+    y = empty_activations(n, outputs, out_height, out_width, torch.bfloat16)
+    argmax = empty_activations(n, outputs, out_height, out_width, torch.uint8) if pooled else None
+    _convolution(
+        shape=int64s(5)(n, height, width, inputs, outputs),
+        strides=int64s(4)(*weight.stride()),
+        threads=torch.get_num_threads(),
+        x=x,
+        weight=weight,
+        bias=bias,
+        y=y,
+        argmax=argmax,
+    )
+    return y, argmax
 
 
-def gradient_of_weight(x: Tensor, grad: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The gradients of weight (channels last) and bias, float32; place is there if it was pooled."""
+_gradient_of_weight = entry(
+    SOURCE,
+    "stem_weights",
+    None,
+    shape=int64s(5),
+    threads=c_int64,
+    x=activations(torch.bfloat16),
+    grad=activations(torch.bfloat16),
+    argmax=activations(torch.uint8, optional=True),
+    grad_weight=activations(torch.float32),
+    grad_bias=vector(),
+)
+
+
+def gradient_of_weight(x: Tensor, grad: Tensor, argmax: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The gradients of weight (channels last) and bias, float32.
+
+    Args:
+        x: the convolution's input.
+        grad: the gradient of its output, or of the pool's.
+        argmax: of the pool, as `convolution` gave it; None without a pool.
+    """
     n, inputs, height, width = x.shape
     outputs = grad.shape[1]
-    shape = (ctypes.c_int64 * 5)(n, height, width, inputs, outputs)
-    grad_weight = torch.empty((outputs, inputs, 3, 3), memory_format=torch.channels_last)
+    grad_weight = empty_activations(outputs, inputs, 3, 3, torch.float32)
     grad_bias = torch.empty(outputs)
-    compiled.call(SOURCE, "stem_weights", shape, torch.get_num_threads(), x, grad, place, grad_weight, grad_bias)
+    _gradient_of_weight(
+        shape=int64s(5)(n, height, width, inputs, outputs),
+        threads=torch.get_num_threads(),
+        x=x,
+        grad=grad,
+        argmax=argmax,
+        grad_weight=grad_weight,
+        grad_bias=grad_bias,
+    )
     return grad_weight, grad_bias

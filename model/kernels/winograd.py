@@ -7,7 +7,7 @@ is what bfloat16 leaves of any such sum. It needs a compiler (`model.kernels.lib
 bfloat16 (AVX512_BF16).
 """
 
-import ctypes
+from ctypes import c_int64
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from model.device import convolves_in_bfloat16
-from model.kernels import library as compiled
+from model.kernels.bfloat16 import convolves_in_bfloat16
+from model.kernels.entry import TensorArgument, activations, empty_activations, entry, int64s, vector
+from model.kernels.library import library
 
 SOURCE = Path(__file__).with_name("winograd.cpp")
 
@@ -25,14 +26,12 @@ LEAST_CHANNELS = 8
 
 
 def supports(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether this convolution can be done so, and is worth it."""
-    return (
-        convolves_in_bfloat16(x, conv) and conv.in_channels >= LEAST_CHANNELS and compiled.library(SOURCE) is not None
-    )
+    """Whether this kernel can compute the convolution and is worth it."""
+    return convolves_in_bfloat16(x, conv) and conv.in_channels >= LEAST_CHANNELS and library(SOURCE) is not None
 
 
 def winograd(x: Tensor, conv: nn.Conv2d, pooled: bool = False) -> Tensor:
-    """A 3x3 convolution of stride 1 and padding 1 in bfloat16, channels last, where wanted with a 2x2 max-pool.
+    """A 3x3 convolution of stride 1 and padding 1 in bfloat16, channels last, optionally with a 2x2 max-pool.
 
     The windows of the pool are the tiles of the algorithm: a quarter of the output is written, and of its gradient
     read.
@@ -40,7 +39,7 @@ def winograd(x: Tensor, conv: nn.Conv2d, pooled: bool = False) -> Tensor:
     Args:
         x: (n, channels, height, width), height and width even.
         conv: float32 weights (outputs, channels, 3, 3) and bias (outputs,).
-        pooled: as `torch.nn.functional.max_pool2d` behind it, also in which of equals it chooses.
+        pooled: `torch.nn.functional.max_pool2d` follows; of equal pixels the same one is chosen.
 
     Returns:
         bfloat16, (n, outputs, height, width), or half as high and wide.
@@ -53,73 +52,128 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pooled: bool) -> Tensor:
         x = x.to(torch.bfloat16, memory_format=torch.channels_last)
         n, _, height, width = x.shape
-        place = _empty(n, len(weight), height // 2, width // 2, torch.uint8) if pooled else None
-        ctx.save_for_backward(x, weight, place)
-        return convolution(x, weight, bias, place)
+        argmax = empty_activations(n, len(weight), height // 2, width // 2, torch.uint8) if pooled else None
+        ctx.save_for_backward(x, weight, argmax)
+        return convolution(x, weight, bias, argmax)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, place = ctx.saved_tensors
+        x, weight, argmax = ctx.saved_tensors
         grad = grads[0].to(torch.bfloat16, memory_format=torch.channels_last)
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-        grad_x = gradient_of_input(grad, weight, place) if need_x else None
-        grad_weight, grad_bias = gradient_of_weight(x, grad, place) if need_weight or need_bias else (None, None)
+        grad_x = gradient_of_input(grad, weight, argmax) if need_x else None
+        grad_weight, grad_bias = gradient_of_weight(x, grad, argmax) if need_weight or need_bias else (None, None)
         return grad_x, grad_weight, grad_bias if need_bias else None, None
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, place: Tensor | None = None) -> Tensor:
-    """The convolution of x, where ``place`` is given with a pool, whose choices are written there."""
+_convolution_scratch = entry(SOURCE, "winograd_scratch", c_int64, shape=int64s(9), backward=c_int64, threads=c_int64)
+
+_convolution = entry(
+    SOURCE,
+    "winograd",
+    None,
+    shape=int64s(9),
+    backward=c_int64,
+    threads=c_int64,
+    x=activations(torch.bfloat16),
+    weight=TensorArgument(torch.float32, 4, "any"),
+    bias=vector(optional=True),
+    y=activations(torch.bfloat16),
+    argmax=activations(torch.uint8, optional=True),
+    scratch=TensorArgument(torch.uint8, 1),
+)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, argmax: Tensor | None = None) -> Tensor:
+    """The convolution of x; if ``argmax`` is given, with a pool, which writes there which pixels it chose."""
     n, _, height, width = x.shape
-    if place is not None:
-        height, width = height // 2, width // 2
-    y = _empty(n, len(weight), height, width, torch.bfloat16)
-    _convolve(x, weight, bias, y, place, x.shape, backward=False)
+    out_height, out_width = (height, width) if argmax is None else (height // 2, width // 2)
+    y = empty_activations(n, len(weight), out_height, out_width, torch.bfloat16)
+    shape = _shape_and_strides(n, height, width, weight)
+    threads = torch.get_num_threads()
+    scratch = _scratch(_convolution_scratch(shape=shape, backward=False, threads=threads))
+    _convolution(
+        shape=shape,
+        backward=False,
+        threads=threads,
+        x=x,
+        weight=weight,
+        bias=bias,
+        y=y,
+        argmax=argmax,
+        scratch=scratch,
+    )
     return y
 
 
-def gradient_of_input(grad: Tensor, weight: Tensor, place: Tensor | None = None) -> Tensor:
-    """The gradient of x, from that of the output; ``place`` as `convolution` has written it."""
+def gradient_of_input(grad: Tensor, weight: Tensor, argmax: Tensor | None = None) -> Tensor:
+    """The gradient of x, from that of the output; ``argmax`` as `convolution` has written it."""
     n, _, height, width = grad.shape
-    if place is not None:
+    if argmax is not None:
         height, width = 2 * height, 2 * width
-    x = _empty(n, weight.shape[1], height, width, torch.bfloat16)
-    _convolve(grad, weight, None, x, place, x.shape, backward=True)
-    return x
-
-
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, place: Tensor | None, size: torch.Size, backward: bool
-) -> None:
-    n, _, height, width = size
-    outputs, inputs = weight.shape[:2]
-    steps = weight.stride()
-    shape = (ctypes.c_int64 * 9)(n, height, width, inputs, outputs, steps[1], steps[0], steps[2], steps[3])
+    grad_x = empty_activations(n, weight.shape[1], height, width, torch.bfloat16)
+    shape = _shape_and_strides(n, height, width, weight)
     threads = torch.get_num_threads()
-    scratch = _scratch("winograd_scratch", shape, int(backward), threads)
-    compiled.call(SOURCE, "winograd", shape, int(backward), threads, x, weight, bias, y, place, scratch)
+    scratch = _scratch(_convolution_scratch(shape=shape, backward=True, threads=threads))
+    _convolution(
+        shape=shape,
+        backward=True,
+        threads=threads,
+        x=grad,
+        weight=weight,
+        bias=None,
+        y=grad_x,
+        argmax=argmax,
+        scratch=scratch,
+    )
+    return grad_x
 
 
-def gradient_of_weight(x: Tensor, grad: Tensor, place: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The gradients of weight (channels last) and bias, float32; ``place`` as `convolution` has written it."""
+_weights_scratch = entry(SOURCE, "winograd_weights_scratch", c_int64, shape=int64s(5), threads=c_int64)
+
+_gradient_of_weight = entry(
+    SOURCE,
+    "winograd_weights",
+    None,
+    shape=int64s(5),
+    threads=c_int64,
+    x=activations(torch.bfloat16),
+    grad=activations(torch.bfloat16),
+    argmax=activations(torch.uint8, optional=True),
+    grad_weight=activations(torch.float32),
+    grad_bias=vector(),
+    scratch=TensorArgument(torch.uint8, 1),
+)
+
+
+def gradient_of_weight(x: Tensor, grad: Tensor, argmax: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The gradients of weight (channels last) and bias, float32; ``argmax`` as `convolution` has written it."""
     n, inputs, height, width = x.shape
     outputs, threads = grad.shape[1], torch.get_num_threads()
-    shape = (ctypes.c_int64 * 5)(n, height, width, inputs, outputs)
-    grad_weight = torch.empty(outputs, inputs, 3, 3, memory_format=torch.channels_last)
+    shape = int64s(5)(n, height, width, inputs, outputs)
+    grad_weight = empty_activations(outputs, inputs, 3, 3, torch.float32)
     grad_bias = torch.empty(outputs)
-    scratch = _scratch("winograd_weights_scratch", shape, threads)
-    compiled.call(SOURCE, "winograd_weights", shape, threads, x, grad, place, grad_weight, grad_bias, scratch)
+    _gradient_of_weight(
+        shape=shape,
+        threads=threads,
+        x=x,
+        grad=grad,
+        argmax=argmax,
+        grad_weight=grad_weight,
+        grad_bias=grad_bias,
+        scratch=_scratch(_weights_scratch(shape=shape, threads=threads)),
+    )
     return grad_weight, grad_bias
 
 
-def _empty(n: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(n, channels, height, width, dtype=dtype, memory_format=torch.channels_last)
+def _shape_and_strides(n: int, height: int, width: int, weight: Tensor) -> Any:
+    """Size of the convolution's input, its channels and outputs, and the strides of weight (c, o, line, tap)."""
+    outputs, inputs = weight.shape[:2]
+    strides = weight.stride()
+    return int64s(9)(n, height, width, inputs, outputs, strides[1], strides[0], strides[2], strides[3])
 
 
-def _scratch(entry: str, shape: Any, *numbers: int) -> Tensor:
-    """Memory to work in, as much as the code asks for."""
-    code = compiled.library(SOURCE)
-    assert code is not None
-    function = getattr(code, entry)
-    function.restype = ctypes.c_int64
-    return torch.empty(function(shape, *map(ctypes.c_int64, numbers)), dtype=torch.uint8)
+def _scratch(size: int) -> Tensor:
+    """This many bytes of memory to work in."""
+    return torch.empty(size, dtype=torch.uint8)

@@ -12,15 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.training.plain import PlainBlock, PlainNetwork
 from model.config import PRESETS, ConfigError, NetworkConfig
 from model.cost import NetworkCost, count_cost
-from model.network import (
-    Block,
-    BlockNetwork,
-    build_network,
-    count_parameters,
-    product_per_pixel,
-    sum_of_groups,
-    weighted_sum,
-)
+from model.kernels.plain import product_per_pixel, sum_of_groups, weighted_sum
+from model.network import Block, BlockNetwork, build_network, count_parameters
 
 PLACES = ("branch", "conv", "sum")
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")

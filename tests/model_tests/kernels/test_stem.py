@@ -1,4 +1,4 @@
-"""The fused stem: values, places and gradients, every number of threads, what is not finite, nothing else written."""
+"""The fused stem: values, choices and gradients, every number of threads, what is not finite, nothing else written."""
 
 import itertools
 import math
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.kernels import library as compiled
 from model.kernels import stem
+from model.kernels.library import library
 from support.memory import margins_around_empty
 
 pytestmark = pytest.mark.skipif(
-    compiled.library(stem.SOURCE) is None, reason="needs a C++ compiler and a processor with AVX512_BF16"
+    library(stem.SOURCE) is None, reason="needs a C++ compiler and a processor with AVX512_BF16"
 )
 
 SHAPES = [  # images, inputs, outputs, height, width
@@ -57,14 +57,14 @@ def results(conv: nn.Conv2d, x: Tensor, grad: Tensor, pooled: bool) -> list[Tens
 
 
 def plain(conv: nn.Conv2d, x: Tensor, grad: Tensor, pooled: bool) -> list[Tensor]:
-    """The same in float64, but for the rounding of parameters and of what is pooled; places are those of the stem."""
+    """The same in float64, but for the rounding of parameters and of what is pooled; choices are those of the stem."""
     weight, bias = (parameter.detach().bfloat16().double().requires_grad_() for parameter in conv.parameters())
     y = F.conv2d(x.double(), weight, bias, padding=1)
     if pooled:
         pieces = y.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)  # n, outputs, height, width, 4
-        place = stem.convolution(x, conv.weight.detach(), conv.bias, True)[1]
-        assert place is not None
-        y = pieces.gather(4, place.long()[..., None])[..., 0]
+        argmax = stem.convolution(x, conv.weight.detach(), conv.bias, True)[1]
+        assert argmax is not None
+        y = pieces.gather(4, argmax.long()[..., None])[..., 0]
         assert max(errors([y.detach()], [pieces.detach().amax(4)])) < ROUNDING  # the largest but for roundings
     return [y.detach(), *torch.autograd.grad(y, [weight, bias], grad.double())]
 
@@ -103,7 +103,7 @@ def test_large_shapes_and_any_number_of_threads(shape: tuple[int, int, int, int,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_exactly_the_values_and_places_of_torch(shape: tuple[int, int, int, int, int]) -> None:
+def test_exactly_the_values_and_choices_of_torch(shape: tuple[int, int, int, int, int]) -> None:
     """Of whole numbers, whose sums are exact in any order; rounded, they hold many ties."""
     conv, x, _ = data(*shape, True)
     x = (x * 8).round()
@@ -113,21 +113,21 @@ def test_exactly_the_values_and_places_of_torch(shape: tuple[int, int, int, int,
     full = F.conv2d(x, conv.weight.bfloat16(), conv.bias.bfloat16(), padding=1)
     pooled, indices = F.max_pool2d(full, 2, return_indices=True)
     width = shape[-1]
-    y, place = stem.convolution(x, conv.weight.detach(), conv.bias, True)
-    assert place is not None
+    y, argmax = stem.convolution(x, conv.weight.detach(), conv.bias, True)
+    assert argmax is not None
     assert torch.equal(y, pooled)
-    assert torch.equal(place.long(), indices // width % 2 * 2 + indices % width % 2)
+    assert torch.equal(argmax.long(), indices // width % 2 * 2 + indices % width % 2)
     assert torch.equal(stem.convolution(x, conv.weight.detach(), conv.bias, False)[0], full)
 
 
 def test_the_first_of_equals() -> None:
     conv, x, _ = data(2, 3, 40, 4, 4, True)
     conv.weight.data.zero_()
-    y, place = stem.convolution(x, conv.weight.detach(), conv.bias, True)
-    assert place is not None
+    y, argmax = stem.convolution(x, conv.weight.detach(), conv.bias, True)
+    assert argmax is not None
     assert conv.bias is not None
     assert torch.equal(y, conv.bias.bfloat16()[:, None, None].expand_as(y))
-    assert not place.any()
+    assert not argmax.any()
 
 
 def test_weights_in_any_memory_format_and_no_bias() -> None:
@@ -148,19 +148,19 @@ def test_weights_in_any_memory_format_and_no_bias() -> None:
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     """What PyTorch's convolution and pool make of an image; filters reach further, as padding is multiplied too."""
-    for place, pooled in itertools.product(range(3), (True, False)):
+    for tensor, pooled in itertools.product(range(3), (True, False)):
         conv, x, grad = data(2, 3, 40, 8, 8, pooled)
-        (x, conv.weight.data, grad)[place][1, 2, 1, 2] = bad
+        (x, conv.weight.data, grad)[tensor][1, 2, 1, 2] = bad
         full = F.conv2d(x, conv.weight.bfloat16(), conv.bias.bfloat16(), padding=1)  # type: ignore[union-attr]
         expected = F.max_pool2d(full, 2) if pooled else full
         y, grad_weight, grad_bias = results(conv, x, grad, pooled)
-        if place == 0:
+        if tensor == 0:
             assert torch.equal(y.isnan(), expected.isnan())
             assert torch.equal(y.isinf(), expected.isinf())
         assert not y[~expected.isfinite()].isfinite().any()
-        assert y.isfinite().all() == (place == 2 or bool(expected.isfinite().all()))
-        assert (place == 2) == (not grad_bias.isfinite().all())
-        if place == 2:
+        assert y.isfinite().all() == (tensor == 2 or bool(expected.isfinite().all()))
+        assert (tensor == 2) == (not grad_bias.isfinite().all())
+        if tensor == 2:
             assert not grad_weight[2].isfinite().all()
 
 
@@ -180,8 +180,8 @@ def test_neighbours_in_memory_are_untouched(
     conv, x, grad = data(*shape, pooled)
     torch.set_num_threads(threads)
     with margins_around_empty(monkeypatch) as margins:
-        _, place = stem.convolution(x, conv.weight.data, conv.bias, pooled)
-        stem.gradient_of_weight(x, grad, place)
+        _, argmax = stem.convolution(x, conv.weight.data, conv.bias, pooled)
+        stem.gradient_of_weight(x, grad, argmax)
     assert len(margins) == 2 * (4 if pooled else 3)
     assert all((margin == 7).all() for margin in margins)
 

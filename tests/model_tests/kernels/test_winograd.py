@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from data.split import Split
 from model.config import FitConfig, NetworkConfig
 from model.fit import fit
-from model.kernels import library as compiled
 from model.kernels import winograd
+from model.kernels.dispatch import plain_operations
+from model.kernels.entry import empty_activations
+from model.kernels.library import library
 from model.network import build_network
 from support.memory import margins_around_empty
 
 pytestmark = pytest.mark.skipif(
-    compiled.library(winograd.SOURCE) is None, reason="needs a C++ compiler and a processor with AVX512_BF16"
+    library(winograd.SOURCE) is None, reason="needs a C++ compiler and a processor with AVX512_BF16"
 )
 
 SHAPES = [  # images, inputs, outputs, height, width
@@ -93,7 +95,7 @@ def test_large_shapes_and_any_number_of_threads(shape: tuple[int, int, int, int,
 @given(
     st.integers(1, 9), st.integers(1, 70), st.integers(1, 120), st.integers(1, 5), st.integers(1, 5), st.integers(1, 3)
 )
-def test_with_a_pool_it_is_what_it_is_with_pytorchs_pool_behind_it(
+def test_with_a_pool_it_is_what_it_is_with_pytorchs_pool_after_it(
     images: int, inputs: int, outputs: int, height: int, width: int, threads: int
 ) -> None:
     """To the last bit: output, choices (by the gradients) and all gradients."""
@@ -130,12 +132,12 @@ def test_weights_in_any_memory_format() -> None:
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    for bad, place in itertools.product((math.nan, math.inf, -math.inf), range(3)):
+    for bad, tensor in itertools.product((math.nan, math.inf, -math.inf), range(3)):
         conv, x, grad = data(2, 24, 40, 4, 4)
-        (x, grad, conv.weight.data)[place][1, 3, 1, 2] = bad
+        (x, grad, conv.weight.data)[tensor][1, 3, 1, 2] = bad
         y, grad_x, grad_weight, grad_bias = results(conv, x, grad)
-        hit = {0: (y, grad_weight), 1: (grad_x, grad_weight, grad_bias), 2: (y, grad_x)}[place]
-        assert all(not tensor.isfinite().all() for tensor in hit)
+        hit = {0: (y, grad_weight), 1: (grad_x, grad_weight, grad_bias), 2: (y, grad_x)}[tensor]
+        assert all(not result.isfinite().all() for result in hit)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:6])
@@ -150,15 +152,15 @@ def test_neighbours_in_memory_are_untouched(
         winograd.convolution(x, conv.weight.data, conv.bias)
         winograd.gradient_of_input(grad, conv.weight.data)
         winograd.gradient_of_weight(x, grad)
-        place = winograd._empty(len(x), conv.out_channels, x.shape[2] // 2, x.shape[3] // 2, torch.uint8)
-        pooled = winograd.convolution(x, conv.weight.data, conv.bias, place)
-        winograd.gradient_of_input(pooled, conv.weight.data, place)
-        winograd.gradient_of_weight(x, pooled, place)
+        argmax = empty_activations(len(x), conv.out_channels, x.shape[2] // 2, x.shape[3] // 2, torch.uint8)
+        pooled = winograd.convolution(x, conv.weight.data, conv.bias, argmax)
+        winograd.gradient_of_input(pooled, conv.weight.data, argmax)
+        winograd.gradient_of_weight(x, pooled, argmax)
     assert len(margins) == 2 * (7 + 8)
     assert all((margin == 7).all() for margin in margins)
 
 
-def test_a_network_in_bfloat16_uses_it_behind_its_first_block(stripes: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_in_bfloat16_uses_it_after_its_first_block(stripes: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     plain = winograd._Winograd.apply
     monkeypatch.setattr(winograd._Winograd, "apply", lambda *words: (calls.append(1), plain(*words))[1])
@@ -170,10 +172,10 @@ def test_a_network_in_bfloat16_uses_it_behind_its_first_block(stripes: Split, mo
     assert len(calls) % 2 == 0
 
 
-def test_the_same_training_with_and_without_it(stripes: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_training_with_and_without_it(stripes: Split) -> None:
     network = NetworkConfig((16, 16), 2, (True, True), classes=2)
     config = FitConfig(epochs=2, batch_size=16, lr=0.05, precision="bfloat16")
     fast = list(fit(build_network(network), stripes, config))
-    monkeypatch.setattr(compiled, "library", lambda _: None)
-    slow = list(fit(build_network(network), stripes, config))
+    with plain_operations():
+        slow = list(fit(build_network(network), stripes, config))
     assert [result.train_loss for result in fast] == pytest.approx([result.train_loss for result in slow], rel=0.02)
