@@ -169,7 +169,8 @@ class _Tail(torch.autograd.Function):
         x, gamma, beta, weights, pooled, argmax, mean, inverse = ctx.saved_tensors
         grad_out = grads[0].contiguous(memory_format=torch.channels_last)
         normed = x if pooled is None else pooled
-        grad_x = empty_activations(*ctx.input_shape, dtype=normed.dtype)
+        n, channels, height, width = ctx.input_shape
+        grad_x = empty_activations(n, channels, height, width, normed.dtype)
         # The slopes after the norm; without a pool they have the input's shape and share memory with its gradient.
         slopes = torch.empty_like(argmax, dtype=normed.dtype) if ctx.pool else grad_x
         grad_gamma, grad_beta = torch.empty(2, len(gamma))
