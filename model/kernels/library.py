@@ -47,7 +47,8 @@ def _passing_folder() -> Path:
 def _compiled(compiler: str, source: Path, folder: Path) -> Path:
     """The shared library of this source, compiler and processor, made where it is not there yet."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
-    parts = (source.read_bytes(), " ".join(FLAGS + LINK_FLAGS).encode(), version, _processor().encode())
+    headers = (header.read_bytes() for header in sorted(source.parent.glob("*.h")))
+    parts = (source.read_bytes(), *headers, " ".join(FLAGS + LINK_FLAGS).encode(), version, _processor().encode())
     path = folder / f"{source.stem}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,40 +12,30 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <immintrin.h>
 #include <vector>
+
+#include "common.h"
 #ifndef __AVX512BF16__
 #error "needs a processor that multiplies bfloat16"
 #endif
 
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
-
 namespace {
 
-constexpr int64_t LANES = 16;
 constexpr int64_t STRIP = 6;           // forward: vectors of outputs at once, with 4 pixels 24 registers of sums
 constexpr int64_t TAPS = 9, GROUP = 3; // gradient: taps (a line of filters of 3 channels) x vectors, 27 registers
 constexpr int64_t TASKS = 32;          // gradient: about so many parts of the work, if there are as many images
 constexpr int64_t SLACK = 64;          // words behind rows and patches, which are copied in whole vectors
 constexpr int32_t ONE = 0x3f80;        // and a 0 that fills up the pair
 
-typedef uint16_t bfloat16;  // its bits
-
-INLINE int64_t over(int64_t x, int64_t step) { return (x + step - 1) / step; }
-INLINE void prefetch(const void* from) { _mm_prefetch((const char*)from, _MM_HINT_T0); }
-INLINE __mmask16 lanes_of(int64_t count) { return __mmask16(count >= LANES ? 0xffff : (1u << count) - 1); }
-INLINE bfloat16 rounded(float x) { return bfloat16(_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0)); }
-
 struct Shape {
   int64_t images, height, width, channels, outputs;
   explicit Shape(const int64_t* s) : images(s[0]), height(s[1]), width(s[2]), channels(s[3]), outputs(s[4]) {}
-  int64_t vectors() const { return over(outputs, LANES); }
-  int64_t parts(int64_t most) const { return over(vectors(), most); }  // of at most so many vectors, all alike
+  int64_t vectors() const { return ceil_div(outputs, LANES); }
+  int64_t parts(int64_t most) const { return ceil_div(vectors(), most); }  // of at most so many vectors, all alike
   int64_t first(int64_t part, int64_t most) const { return vectors() * part / parts(most); }
   int64_t window_rows() const { return height / 2; }
   int64_t line() const { return (width + 2) * channels; }  // with its padding
-  int64_t pairs() const { return over(9 * channels + 1, 2); }
+  int64_t pairs() const { return ceil_div(9 * channels + 1, 2); }
 };
 
 // Row `row` of an image to behind the padding of `to`; zeros where it is outside of the image.
@@ -290,8 +280,8 @@ template <bool POOLED>
 struct FilterGradient {
   const Shape s;
   const int64_t groups = s.parts(GROUP);
-  const int64_t parts = std::max<int64_t>(1, std::min(s.images, over(TASKS, groups)));
-  const int64_t taps = over(3 * s.channels, TAPS) * TAPS, line = over(s.line() + taps, LANES) * LANES;
+  const int64_t parts = std::max<int64_t>(1, std::min(s.images, ceil_div(TASKS, groups)));
+  const int64_t taps = ceil_div(3 * s.channels, TAPS) * TAPS, line = ceil_div(s.line() + taps, LANES) * LANES;
   const int64_t sums = (3 * taps + 1) * LANES;  // for each vector of outputs
 
   struct Scratch {  // of a thread; what is zero around images stays so

@@ -1,6 +1,6 @@
 // What a block does behind its convolution, in as few passes over memory as it needs: max-pool, batch norm, activation
 // and the weighted sum of the branches, forward and backward. model/kernels/tail.py compiles, loads and documents it; the same
-// function in PyTorch's own operations is model.network.plain_tail.
+// function in PyTorch's own operations is model/kernels/plain.py.
 //
 // Activations lie channels last, (n, h, w, L * c), as bfloat16 or float32; all arithmetic is float32. Images are shared
 // out over threads; within an image, 16 channels at a time go through vector registers (GCC's and Clang's vector types,
@@ -12,30 +12,17 @@
 #include <cstring>
 #include <vector>
 #include <omp.h>
+
+#include "common.h"
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include <immintrin.h>
 #define MASKED 1
 #endif
-
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace {
 
 enum Pool { NO_POOL, POOL_CONV, POOL_BRANCH };
 enum Activation { RELU, LEAKY_RELU, GELU, SILU };
 constexpr float LEAKY_SLOPE = 0.01f;
-
-constexpr int64_t LANES = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-
-struct bfloat16 {
-  uint16_t bits;
-};
 
 // How many of the lanes count: all of them, or the first `count`.
 struct Whole {};
@@ -99,19 +86,11 @@ INLINE Floats load(const float* from, Lanes lanes) {
 }
 template <typename Lanes>
 INLINE Floats load(const bfloat16* from, Lanes lanes) {
-  return (Floats)(__builtin_convertvector(read<Halves>(from, lanes), Words) << 16);
+  return widened(read<Halves>(from, lanes));
 }
 template <typename Lanes>
 INLINE void store(float* to, Floats value, Lanes lanes) {
   write(to, value, lanes);
-}
-INLINE Halves rounded(Floats value) {  // to nearest, ties to even; a NaN stays one
-#ifdef __AVX512BF16__
-  return (Halves)_mm512_cvtneps_pbh((__m512)value);
-#else
-  Words bits = (Words)value, nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : nearest, Halves);
-#endif
 }
 template <typename Lanes>
 INLINE void store(bfloat16* to, Floats value, Lanes lanes) {
@@ -120,9 +99,7 @@ INLINE void store(bfloat16* to, Floats value, Lanes lanes) {
 
 // What a stored value reads as.
 INLINE Floats as_stored(const float*, Floats value) { return value; }
-INLINE Floats as_stored(const bfloat16*, Floats value) {
-  return (Floats)(__builtin_convertvector(rounded(value), Words) << 16);
-}
+INLINE Floats as_stored(const bfloat16*, Floats value) { return widened(rounded(value)); }
 
 INLINE Floats magnitude(Floats x) { return (Floats)((Words)x & 0x7fffffff); }
 

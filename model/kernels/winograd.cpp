@@ -18,17 +18,15 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <immintrin.h>
+
+#include "common.h"
 #ifndef __AVX512BF16__
 #error "needs a processor that multiplies bfloat16"
 #endif
 
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
-
 namespace {
 
-constexpr int64_t LANES = 16, POSITIONS = 16;
+constexpr int64_t POSITIONS = 16;
 constexpr int64_t AT_ONCE = 3;  // chunks of outputs in one product: 8 tiles x 3 chunks, or 12 x 2, are 24 registers
 constexpr int64_t SLICE = 48;   // tiles whose products wait in L2 for the transform back; a multiple of 8 and 12
 // Transformed filters up to so many bytes are kept for all tiles, which then go slice by slice. Larger ones are made
@@ -37,22 +35,14 @@ constexpr int64_t KEPT_BYTES = 4 << 20, BLOCK = 8 * SLICE;
 constexpr int64_t LONG = 640, PART = 512;  // more input channels than LONG go in parts of at most PART
 constexpr int64_t GRAD_TILES = 256, GRAD_BYTES = 8 << 20;  // gradient of filters: tiles at once, sums kept in cache
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint16_t bfloat16;  // its bits
-
-INLINE int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
-INLINE __mmask16 lanes_of(int64_t count) { return __mmask16(count >= LANES ? 0xffff : (1u << count) - 1); }
-
 INLINE Floats load(const bfloat16* from, __mmask16 lanes) {
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from)), 16);
 }
-INLINE __m256i rounded(Floats x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
-INLINE Floats as_stored(Floats x) { return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded(x)), 16); }
+INLINE Floats as_stored(Floats x) { return widened(rounded(x)); }
 // Lane i holds first[i] and second[i]: a pair for VDPBF16PS.
 INLINE __m512i joined(__m256i first, __m256i second) {
-  typedef uint16_t Halves __attribute__((vector_size(64)));
-  constexpr Halves order = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+  typedef uint16_t Order __attribute__((vector_size(64)));
+  constexpr Order order = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                             8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   return _mm512_permutex2var_epi16(_mm512_castsi256_si512(first), (__m512i)order, _mm512_castsi256_si512(second));
 }
@@ -62,9 +52,8 @@ INLINE __mmask16 lanes_at(const uint8_t* place, int pixel, __mmask16 lanes) {
   return _mm_mask_cmpeq_epi8_mask(lanes, _mm_maskz_loadu_epi8(lanes, place), _mm_set1_epi8(char(pixel)));
 }
 
-// What a transform reads next lies a row of pixels away, which the processor does not foresee: without this it waits
-// for memory most of the time (4.9 ms instead of 1.3 for 192 channels of 128 images of 16x16).
-INLINE void prefetch(const void* from) { _mm_prefetch((const char*)from, _MM_HINT_T0); }
+// What a transform reads next lies a row of pixels away, which the processor does not foresee: without `prefetch` it
+// waits for memory most of the time (4.9 ms instead of 1.3 for 192 channels of 128 images of 16x16).
 
 struct Images {
   int64_t count, height, width, channels;
@@ -280,7 +269,7 @@ struct Filters {
         }
         for (int p = 0; p < POSITIONS; ++p)
           _mm512_storeu_si512(to + (p * chunks + z) * step + (k / 2 + pair) * LANES,
-                              joined(rounded(u[0][p / 4][p % 4]), rounded(u[1][p / 4][p % 4])));
+                              joined((__m256i)rounded(u[0][p / 4][p % 4]), (__m256i)rounded(u[1][p / 4][p % 4])));
       }
     }
   }
@@ -297,9 +286,9 @@ struct Convolution {
 
   Convolution(Images images, Filters filters, bool is_backward, int64_t threads)
       : im(images), w(filters), backward(is_backward) {
-    all_chunks = up(w.outputs, LANES) / LANES;
+    all_chunks = round_up(w.outputs, LANES) / LANES;
     parts = w.inputs > LONG ? (w.inputs + PART - 1) / PART : 1;
-    part = up((w.inputs + parts - 1) / parts, LANES);
+    part = round_up((w.inputs + parts - 1) / parts, LANES);
     // Steps from position to position are kept off multiples of 4096 bytes, which fall in the same lines of a cache.
     filter_step = part / 2 * LANES + LANES;
     filter_group = filter_step * POSITIONS * AT_ONCE;
@@ -346,7 +335,7 @@ struct Convolution {
           const int64_t chunk = first_chunk + own_chunks * group / own_groups;
           const int64_t chunks = first_chunk + own_chunks * (group + 1) / own_groups - chunk;
           int32_t* filter = filters + (kept ? group * filter_group : 0);
-          if (!kept || row == first_row) w.transform(first, up(inputs, 2), chunk * LANES, chunks, filter, filter_step);
+          if (!kept || row == first_row) w.transform(first, round_up(inputs, 2), chunk * LANES, chunks, filter, filter_step);
           for (int64_t slice = 0; slice * SLICE < tiles; ++slice) {
             const int64_t tile = slice * SLICE, count = std::min(SLICE, tiles - tile);
             float* sum = sums + (parts == 1 ? 0 : (group * slices + slice) * POSITIONS * slice_step);
@@ -392,7 +381,7 @@ struct Convolution {
             x, place, im, row + r, first + c, lanes_of(inputs - c),
             [=](int64_t tile, const Floats* all) INLINE_LAMBDA {
               for (int p = 0; p < POSITIONS; ++p)
-                _mm256_storeu_si256((__m256i*)(start + tile * tile_step + p * step), rounded(all[p]));
+                _mm256_storeu_si256((__m256i*)(start + tile * tile_step + p * step), (__m256i)rounded(all[p]));
             });
       }
   }
@@ -418,7 +407,7 @@ struct Convolution {
     along_both(output_transform, sum, out);
     if (!place) {
       for (int i = 0; i < 4; ++i)
-        _mm256_mask_storeu_epi16(y + pixel(row, tile, i) + channel, lanes, rounded(out[i / 2][i % 2] + shift));
+        _mm256_mask_storeu_epi16(y + pixel(row, tile, i) + channel, lanes, (__m256i)rounded(out[i / 2][i % 2] + shift));
       return;
     }
     __m512 best = (__m512)as_stored(out[0][0] + shift);
@@ -431,7 +420,7 @@ struct Convolution {
       where = _mm512_mask_mov_epi32(where, wins, _mm512_set1_epi32(i));
     }
     const int64_t at = window(row, tile) + channel;
-    _mm256_mask_storeu_epi16(y + at, lanes, rounded((Floats)best));
+    _mm256_mask_storeu_epi16(y + at, lanes, (__m256i)rounded((Floats)best));
     _mm512_mask_cvtepi32_storeu_epi8(place + at, lanes, where);
   }
 };
@@ -445,9 +434,9 @@ struct FilterGradient {
   int64_t threads, x_chunks, dy_chunks, rows, group, chunk_step, x_step, dy_step, sum_step;
 
   FilterGradient(Images inputs, Images outputs, int64_t wanted_threads) : x(inputs), dy(outputs) {
-    x_chunks = up(x.channels, LANES) / LANES, dy_chunks = up(dy.channels, LANES) / LANES;
+    x_chunks = round_up(x.channels, LANES) / LANES, dy_chunks = round_up(dy.channels, LANES) / LANES;
     threads = std::min(wanted_threads, dy_chunks);
-    rows = up(std::max<int64_t>(1, std::min(x.tile_rows(), GRAD_TILES / x.tiles_in_row())), 2);
+    rows = round_up(std::max<int64_t>(1, std::min(x.tile_rows(), GRAD_TILES / x.tiles_in_row())), 2);
     const int64_t chunk_bytes = POSITIONS * x_chunks * LANES * LANES * 4;
     group = std::min((dy_chunks + threads - 1) / threads, std::max<int64_t>(1, GRAD_BYTES / chunk_bytes));
     chunk_step = rows * x.tiles_in_row() / 2 * LANES;
@@ -466,7 +455,7 @@ struct FilterGradient {
       const int64_t outputs = std::min(group * LANES, end - first);
       std::fill(grad_bias + first, grad_bias + first + outputs, 0.0f);
       for (int64_t row = 0; row < x.tile_rows(); row += rows) {
-        const int64_t rows_here = up(std::min(rows, x.tile_rows() - row), 2);
+        const int64_t rows_here = round_up(std::min(rows, x.tile_rows() - row), 2);
         for (int64_t r = 0; r < rows_here; ++r)
           if (place)
             transform<true>(x_data, dy_data, place, row, r, first, outputs, x_tiles, dy_tiles, grad_bias);
@@ -506,10 +495,10 @@ struct FilterGradient {
       return [=](int64_t tile, const Floats* all) INLINE_LAMBDA {
         int32_t* to = start + (first_tile + tile) / 2 * LANES;
         if ((first_tile + tile) % 2 == 0)
-          for (int p = 0; p < POSITIONS; ++p) _mm256_storeu_si256((__m256i*)(to + p * step), rounded(all[p]));
+          for (int p = 0; p < POSITIONS; ++p) _mm256_storeu_si256((__m256i*)(to + p * step), (__m256i)rounded(all[p]));
         else
           for (int p = 0; p < POSITIONS; ++p)
-            _mm512_storeu_si512(to + p * step, joined(_mm256_loadu_si256((__m256i*)(to + p * step)), rounded(all[p])));
+            _mm512_storeu_si512(to + p * step, joined(_mm256_loadu_si256((__m256i*)(to + p * step)), (__m256i)rounded(all[p])));
       };
     };
     for (int64_t c = 0; c < x.channels; c += LANES)

@@ -213,6 +213,18 @@ def test_compiled_once_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_compiler
+def test_another_header_is_another_library(fresh: Path) -> None:
+    copies = [fresh / file.name for file in (SOURCE, SOURCE.with_name("common.h"))]
+    for copy_of in copies:
+        copy_of.write_bytes(SOURCE.with_name(copy_of.name).read_bytes())
+    for kept in (1, 2):
+        library.cache_clear()
+        assert library(copies[0]) is not None
+        assert len([*(fresh / "block-search" / "compiled").iterdir()]) == kept
+        copies[1].write_text(copies[1].read_text() + "// changed\n")
+
+
+@needs_compiler
 def test_a_cache_that_cannot_be_written_is_no_hindrance(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (fresh / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
