@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from data.batches import Batches
 from data.split import Split
 from model.config import FitConfig, Schedule
-from model.cuda_graph import graphed_step
+from model.cuda_graph import Step, graphed_step
 from model.device import autocast_dtype, mark, seconds_between
 from model.evaluate import measure
 from model.muon import Muon
@@ -55,55 +55,35 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
         split: images and labels.
         config: of the whole training, also where it goes on from a state.
         state: this network's, from `start_state` or as `model.checkpoint.load_checkpoint` restored it. The training
-            goes on behind its last epoch as if it had never stopped, and gives nothing where no epoch is left. It
-            is up to date whenever `fit` has yielded; after an error it fits the network no more. None starts anew.
+            goes on after its last epoch as if it had never stopped, and yields nothing if no epoch is left. It is up
+            to date whenever `fit` has yielded; after an error it fits the network no more. None: from the start.
 
     Raises:
         NonFiniteLossError: the loss of an epoch was not finite.
     """
     device = split.fit_images.device
-    dtype = autocast_dtype(config.precision, device)
     if state is None:
         state = start_state(network, config, device)
-    optimizer = state.optimizer
     batches = Batches(
         split.fit_images, split.fit_labels, config.batch_size, config.augment, split.mirror, state.generator
     )
     factors = lr_factors(config, batches.steps)
-    # All that changes from step to step lies on the device: the host has no part in a step but to start it.
-    peaks = torch.tensor([group["peak_lr"] for group in optimizer.param_groups], device=device)
-    all_rates = torch.tensor(factors, device=device)[:, None] * peaks
-    number = torch.tensor([state.epoch * batches.steps], device=device)
-    rates = all_rates[0].clone()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate  # a view of what `step` fills
-    losses = torch.zeros(batches.steps, device=device)
-    hits = torch.zeros(1, device=device)
-
-    def step() -> None:
-        rates.copy_(all_rates.index_select(0, number)[0])  # all_rates[number] would ask the host for the number
-        place = number.remainder(batches.steps)
-        number.add_(1)
-        images, labels = batches.take()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
-            logits = network(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        train_step(network, optimizer, loss, config.clip_norm)
-        losses.index_copy_(0, place, loss.detach().reshape(1))
-        hits.add_((logits.detach().argmax(1) == labels).sum())
-
+    totals = _EpochTotals(torch.zeros(batches.steps, device=device), torch.zeros(1, device=device))
+    step = _step(network, batches, config, factors, state, totals)
     run = graphed_step(step, device, state.generator)
     for epoch in range(state.epoch + 1, config.epochs + 1):
         start = mark(device)
         network.train()
-        hits.zero_()
+        totals.hits.zero_()
         batches.shuffle()
         for _ in range(batches.steps):
             run()
         trained = mark(device)
         validation = measure(network, split.validation_images, split.validation_labels, config.precision)
         # The epoch's one synchronisation.
-        right, validation_loss, validation_accuracy, *step_losses = torch.cat([hits, validation, losses]).tolist()
+        right, validation_loss, validation_accuracy, *step_losses = torch.cat(
+            [totals.hits, validation, totals.losses]
+        ).tolist()
         end = mark(device)
         train_loss = math.fsum(step_losses) / batches.steps
         if not math.isfinite(train_loss):
@@ -123,10 +103,77 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
         )
 
 
+@dataclass(frozen=True)
+class _EpochTotals:
+    """What the steps of an epoch add up on the device.
+
+    Attributes:
+        losses: of every step, float32 (steps,).
+        hits: images classed rightly, float32 (1,).
+    """
+
+    losses: Tensor
+    hits: Tensor
+
+
+def _step(
+    network: nn.Module,
+    batches: Batches,
+    config: FitConfig,
+    factors: list[float],
+    state: FitState,
+    totals: _EpochTotals,
+) -> Step:
+    """A function that trains the network on the next batch.
+
+    All that changes from step to step lies on the device: the host has no part in a step but to start it.
+    """
+    optimizer, device = state.optimizer, batches.labels.device
+    dtype = autocast_dtype(config.precision, device)
+    peaks = torch.tensor([group["peak_lr"] for group in optimizer.param_groups], device=device)
+    all_rates = torch.tensor(factors, device=device)[:, None] * peaks
+    number = torch.tensor([state.epoch * batches.steps], device=device)
+    rates = all_rates[0].clone()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # a view of what `step` fills
+
+    def step() -> None:
+        rates.copy_(all_rates.index_select(0, number)[0])  # all_rates[number] would ask the host for the number
+        index = number.remainder(batches.steps)
+        number.add_(1)
+        images, labels = batches.take()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
+            logits = network(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        train_step(network, optimizer, loss, config.clip_norm)
+        totals.losses.index_copy_(0, index, loss.detach().reshape(1))
+        totals.hits.add_((logits.detach().argmax(1) == labels).sum())
+
+    return step
+
+
 def lr_factors(config: FitConfig, epoch_steps: int) -> list[float]:
     """The share of its peak that the learning rate has in every step of a training."""
     steps = config.epochs * epoch_steps
     return [lr_factor(step, steps, config.warmup, config.schedule) for step in range(steps)]
+
+
+def lr_factor(step: int, steps: int, warmup: float, schedule: Schedule) -> float:
+    """Share of the peak learning rate at a step: linear climb, then the schedule's fall to 0.
+
+    Args:
+        step: from 0 to ``steps`` - 1.
+        steps: of the whole training.
+        warmup: share of the steps in which the rate climbs.
+        schedule: ``linear``, ``cosine`` or ``constant``.
+    """
+    climb = warmup * steps
+    if step + 1 < climb:
+        return (step + 1) / climb
+    if schedule == "constant":
+        return 1.0
+    done = (step + 1 - climb) / (steps - climb + 1) if steps > climb else 0.0
+    return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
 def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> None:
@@ -165,21 +212,3 @@ def parameter_groups(
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "lr": lr, "peak_lr": lr},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr": lr, "peak_lr": lr},
     ]
-
-
-def lr_factor(step: int, steps: int, warmup: float, schedule: Schedule) -> float:
-    """Share of the peak learning rate at a step: linear climb, then the schedule's fall to 0.
-
-    Args:
-        step: from 0 to ``steps`` - 1.
-        steps: of the whole training.
-        warmup: share of the steps in which the rate climbs.
-        schedule: ``linear``, ``cosine`` or ``constant``.
-    """
-    climb = warmup * steps
-    if step + 1 < climb:
-        return (step + 1) / climb
-    if schedule == "constant":
-        return 1.0
-    done = (step + 1 - climb) / (steps - climb + 1) if steps > climb else 0.0
-    return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
