@@ -3,7 +3,7 @@
 Every function takes images of shape (n, 3, h, w), uint8 or floating point in [0, 255], and returns the same
 shape and dtype. Chance comes from an explicit generator only, so the same generator state gives the same batch.
 
-One ``strength`` s in [0, 1] sets everything (`Recipe`); 0 changes nothing.
+One ``strength`` s in [0, 1] sets everything (`AugmentConfig`); 0 changes nothing.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Recipe:
+class AugmentConfig:
     """What one augmentation strength stands for.
 
     Attributes:
@@ -29,8 +29,8 @@ class Recipe:
     jitter: float
 
 
-def recipe(strength: float, mirror: bool = True) -> Recipe:
-    """Map a strength to a recipe.
+def augment_config(strength: float, mirror: bool = True) -> AugmentConfig:
+    """What a strength stands for.
 
     ======== ====== === ====== ======
     strength flip   pad cutout jitter
@@ -47,7 +47,7 @@ def recipe(strength: float, mirror: bool = True) -> Recipe:
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"augmentation strength must lie in [0, 1], got {strength}")
-    return Recipe(
+    return AugmentConfig(
         flip=0.5 * min(1.0, 4 * strength) if mirror else 0.0,
         pad=round(8 * strength),
         cutout=round(16 * strength),
@@ -57,7 +57,7 @@ def recipe(strength: float, mirror: bool = True) -> Recipe:
 
 def augment(images: Tensor, strength: float, generator: torch.Generator, mirror: bool = True) -> Tensor:
     """Flip, crop, cut out and jitter a batch; each image by its own draw."""
-    chosen = recipe(strength, mirror)
+    chosen = augment_config(strength, mirror)
     if chosen.flip:
         images = flip(images, _uniform((len(images),), generator) < chosen.flip)
     if chosen.pad:

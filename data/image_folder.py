@@ -38,14 +38,16 @@ MIN_PER_CLASS = 12
 MIN_PER_CLASS_TRAIN = 10
 """The same where the test images lie in a folder of their own."""
 
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 """All that PIL's decoders raised of 97,000 damaged files in 21 formats; RuntimeError comes with AVIF and DDS."""
 
 
-def load_part(root: Path, cache_dir: Path, test: bool, tell: Callable[[str], None] = lambda _: None) -> LabelledImages:
+def load_part(
+    root: Path, cache_dir: Path, test: bool, notify: Callable[[str], None] = lambda _: None
+) -> LabelledImages:
     """The training images, or with ``test`` those set aside; only `data.holdout` asks for the latter.
 
-    ``tell`` gets a line where another process is decoding them and this one waits for it.
+    ``notify`` gets a line where another process is decoding them and this one waits for it.
 
     Raises:
         DataError: no such folder, no classes in it, too few images, or an image that cannot be decoded.
@@ -57,9 +59,9 @@ def load_part(root: Path, cache_dir: Path, test: bool, tell: Callable[[str], Non
         if _classes(root / "train") != _classes(root / "test"):
             raise DataError(f"folder:{root} has other classes in test/ than in train/")
         part, at_least = ("test", 1) if test else ("train", MIN_PER_CLASS_TRAIN)
-        images, labels, classes = _decoded(root / part, cache_dir, at_least, tell)
+        images, labels, classes = _decoded(root / part, cache_dir, at_least, notify)
         return LabelledImages(images, labels, classes, mirror=True)
-    images, labels, classes = _decoded(root, cache_dir, MIN_PER_CLASS, tell)
+    images, labels, classes = _decoded(root, cache_dir, MIN_PER_CLASS, notify)
     training, held_out = train_test_split(
         np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels.numpy(), random_state=DIVISION_SEED
     )
@@ -72,7 +74,7 @@ def _classes(root: Path) -> tuple[str, ...]:
 
 
 def _decoded(
-    root: Path, cache_dir: Path, at_least: int, tell: Callable[[str], None]
+    root: Path, cache_dir: Path, at_least: int, notify: Callable[[str], None]
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images (uint8, (n, 3, 32, 32)), labels (int64, (n,)) and class names, from the cache where it is fresh."""
     from torchvision.datasets import ImageFolder  # 1.6 s, which nobody else shall wait for
@@ -89,10 +91,10 @@ def _decoded(
     cached = cache_dir / f"folder-{_listing_hash(root, listing)}.safetensors"
     images = _cached(cached)
     if images is None:
-        with one_at_a_time(cached.with_suffix(".lock"), lambda: tell(f"another process is decoding {root}; waiting")):
+        with one_at_a_time(cached.with_suffix(".lock"), lambda: notify(f"another process is decoding {root}; waiting")):
             images = _cached(cached)
             if images is None:
-                images = torch.stack([read_picture(Path(path)).pixels for path, _ in listing.samples])
+                images = torch.stack([decode_image(Path(path)).pixels for path, _ in listing.samples])
                 _store(images, cached)
     return images, torch.tensor(listing.targets), tuple(listing.classes)
 
@@ -124,7 +126,7 @@ def _listing_hash(root: Path, listing: "ImageFolder") -> str:
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class DecodedImage:
     """A decoded image file.
 
     Attributes:
@@ -136,7 +138,7 @@ class PictureFile:
     size: tuple[int, int]
 
 
-def read_picture(path: Path) -> PictureFile:
+def decode_image(path: Path) -> DecodedImage:
     """Decode an image of any size and format that PIL knows, and bring it to 3x32x32.
 
     Raises:
@@ -146,9 +148,9 @@ def read_picture(path: Path) -> PictureFile:
         with Image.open(path) as image:
             size = image.size
             small = _rgb(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
-    except PICTURE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise DataError(f"{path} is not an image that can be decoded: {error}") from error
-    return PictureFile(torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1), size)
+    return DecodedImage(torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1), size)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

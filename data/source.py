@@ -36,7 +36,7 @@ def _silent(_: str) -> None:
     """Nobody is told."""
 
 
-def resolve(dataset: str, data_dir: Path, tell: Callable[[str], None] = _silent) -> str:
+def resolve(dataset: str, data_dir: Path, notify: Callable[[str], None] = _silent) -> str:
     """Turn ``auto`` into a data set that is there: CIFAR-10 on disk or downloaded, else digits.
 
     Damaged CIFAR-10 files are an error, never a silent change to digits.
@@ -45,18 +45,18 @@ def resolve(dataset: str, data_dir: Path, tell: Callable[[str], None] = _silent)
     if dataset != "auto":
         return dataset
     if cifar10.is_present(data_dir):
-        prepare("cifar10", data_dir, tell=tell)
+        prepare("cifar10", data_dir, notify=notify)
         return "cifar10"
     try:
         if cifar10.can_fetch(data_dir):
-            prepare("cifar10", data_dir, tell=tell)
+            prepare("cifar10", data_dir, notify=notify)
             return "cifar10"
     except DataError:
         return "digits"
     return "digits"
 
 
-def prepare(dataset: str, data_dir: Path, repair: bool = False, tell: Callable[[str], None] = _silent) -> None:
+def prepare(dataset: str, data_dir: Path, repair: bool = False, notify: Callable[[str], None] = _silent) -> None:
     """Make sure that a data set can be loaded, downloading what is absent and, with ``repair``, what is damaged.
 
     One process of a machine downloads; others wait for it and find its files. Nothing is locked or written where all
@@ -65,8 +65,8 @@ def prepare(dataset: str, data_dir: Path, repair: bool = False, tell: Callable[[
     Args:
         dataset: any but ``auto``.
         data_dir: the folder that holds torchvision's files.
-        repair: fetch damaged files anew; without it they are an error.
-        tell: gets a line where this process waits for another one.
+        repair: fetch damaged files again; without it they are an error.
+        notify: gets a line where this process waits for another one.
 
     Raises:
         DataError: it cannot be had; the text names the ways out.
@@ -76,10 +76,10 @@ def prepare(dataset: str, data_dir: Path, repair: bool = False, tell: Callable[[
         if cifar10.damaged_files(data_dir):
             # In the folder, which is where whoever downloads can write. Beside it that need not be so.
             lock, waits = data_dir / ".cifar-10.lock", f"another process is fetching CIFAR-10 to {data_dir}; waiting"
-            with one_at_a_time(lock, lambda: tell(waits)):
+            with one_at_a_time(lock, lambda: notify(waits)):
                 _fetch_cifar10(data_dir, repair)
     elif dataset.startswith("folder:"):
-        folder.load_part(folder_of(dataset), cache_folder(), test=False, tell=tell)
+        folder.load_part(folder_of(dataset), cache_folder(), test=False, notify=notify)
 
 
 def _fetch_cifar10(data_dir: Path, repair: bool) -> None:

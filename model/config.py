@@ -73,7 +73,7 @@ class FitConfig:
         weight_decay: of weights with two or more dimensions; biases and norms are left alone, with ``muon`` filters
             too.
         label_smoothing: share of the target spread over all classes.
-        augment: augmentation strength in [0, 1]; see `data.augment.recipe`.
+        augment: augmentation strength in [0, 1]; see `data.augment.augment_config`.
         warmup: share of the steps in which the rate climbs to its peak.
         schedule: how the rate falls from there to 0.
         clip_norm: gradients longer than this are shortened to it; 0 leaves them alone.

@@ -24,7 +24,7 @@ class Evaluation:
 
 
 @contextlib.contextmanager
-def predicting(network: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
+def inference(network: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
     """Eval mode, no gradients and the precision's autocast, for as long as this is open; the mode is put back."""
     was_training = network.training
     dtype = autocast_dtype(precision, device)
@@ -38,12 +38,12 @@ def predicting(network: nn.Module, precision: Precision, device: torch.device) -
 
 def predict_logits(network: nn.Module, images: Tensor, precision: Precision = "auto") -> Tensor:
     """Logits (float32, (n, classes)) of uint8 images (n, 3, h, w), in eval mode; the mode is put back."""
-    with predicting(network, precision, images.device):
+    with inference(network, precision, images.device):
         batches = torch.split(images, CPU_BATCH_SIZE if images.device.type == "cpu" else GPU_BATCH_SIZE)
         return torch.cat([network(batch) for batch in batches]).float()
 
 
-def measure(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto") -> Tensor:
+def loss_and_accuracy(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto") -> Tensor:
     """Loss and accuracy as `evaluate` has them, float32 (2,) on the device: the host need not wait."""
     logits = predict_logits(network, images, precision)
     return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()])
@@ -51,5 +51,5 @@ def measure(network: nn.Module, images: Tensor, labels: Tensor, precision: Preci
 
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto") -> Evaluation:
     """Evaluate a network on uint8 images (n, 3, h, w) and int64 labels (n,); one synchronisation."""
-    loss, accuracy = measure(network, images, labels, precision).tolist()
+    loss, accuracy = loss_and_accuracy(network, images, labels, precision).tolist()
     return Evaluation(loss, accuracy)

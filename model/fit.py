@@ -14,7 +14,7 @@ from data.split import Split
 from model.config import FitConfig, Schedule
 from model.cuda_graph import Step, graphed_step
 from model.device import autocast_dtype, mark, seconds_between
-from model.evaluate import measure
+from model.evaluate import loss_and_accuracy
 from model.muon import Muon
 from model.network import Block
 from model.result import EpochResult
@@ -79,7 +79,7 @@ def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState 
         for _ in range(batches.steps):
             run()
         trained = mark(device)
-        validation = measure(network, split.validation_images, split.validation_labels, config.precision)
+        validation = loss_and_accuracy(network, split.validation_images, split.validation_labels, config.precision)
         # The epoch's one synchronisation.
         right, validation_loss, validation_accuracy, *step_losses = torch.cat(
             [totals.hits, validation, totals.losses]

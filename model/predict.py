@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError, UserError
-from data.image_folder import PictureFile, read_picture
+from data.image_folder import DecodedImage, decode_image
 from data.images import IMAGE_SIZE
 from model.quality import logits_of
 from model.saved import SavedModel, load_model
@@ -42,7 +42,7 @@ def open_model(folder: Path, device: torch.device) -> SavedModel:
     return saved
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The images in a folder and those below it, by the endings of their names, in the order of their paths.
 
     Raises:
@@ -76,7 +76,7 @@ def predict(
         top: classes of each image, the most probable ones; all where there are fewer.
         unreadable: gets the error of each image that cannot be read, which is then left out; it may raise it.
     """
-    pictures: list[tuple[Path, PictureFile]] = []
+    pictures: list[tuple[Path, DecodedImage]] = []
     for path in paths:
         try:
             pictures.append((path, _read(path)))
@@ -97,11 +97,11 @@ def predict(
     ]
 
 
-def _read(path: Path) -> PictureFile:
+def _read(path: Path) -> DecodedImage:
     if path.is_dir():
         raise DataError(f"{path} is a folder; for the images in it: --dir {path}")
     if not path.exists():
         raise DataError(f"no file {path}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as of odd metadata: the picture is read, or there is an error
-        return read_picture(path)
+        return decode_image(path)

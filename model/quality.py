@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model.config import Precision
 from model.device import mark, seconds_between
-from model.evaluate import predict_logits, predicting
+from model.evaluate import inference, predict_logits
 
 CALIBRATION_BINS = 15
 WARM_UP_PASSES, TIMED_PASSES = 10, 100
@@ -137,6 +137,6 @@ def latency(network: nn.Module, batch: int, precision: Precision = "auto", size:
             taken.append(seconds_between(start, mark(device)))
         return taken
 
-    with predicting(network, precision, device):
+    with inference(network, precision, device):
         passes(WARM_UP_PASSES, LATENCY_SECONDS / 5)  # memory is allocated, algorithms are chosen, clocks rise
         return median(passes(TIMED_PASSES, LATENCY_SECONDS))

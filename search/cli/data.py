@@ -22,7 +22,7 @@ def data_command(
     if dataset == "auto":
         raise UserError("name the data set: cifar10, digits or folder:DIR")
     folder = data_folder(data_dir)
-    source.prepare(dataset, folder, repair=True, tell=typer.echo)
+    source.prepare(dataset, folder, repair=True, notify=typer.echo)
     split = load_split(dataset, folder, DIVISION_SEED, torch.device("cpu"))
     typer.echo(
         f"{dataset}: {len(split.fit_labels):,} fit and {len(split.validation_labels):,} validation images, "

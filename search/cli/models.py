@@ -45,7 +45,7 @@ def predict_command(
 
     from data.errors import DataError, UserError
     from model.device import resolve_device
-    from model.predict import open_model, pictures_in, predict
+    from model.predict import images_in, open_model, predict
     from search.cli.predictions import as_json, as_table, resizing
 
     if bool(images) == bool(folder):
@@ -58,7 +58,7 @@ def predict_command(
             raise error
         unreadable.append(error)
 
-    paths = pictures_in(folder) if folder else images or []
+    paths = images_in(folder) if folder else images or []
     chosen_device = resolve_device(device)
     saved = open_model(_model_folder(model, name), chosen_device)
     predictions = predict(saved, paths, chosen_device, top, refuse)

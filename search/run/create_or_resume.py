@@ -49,7 +49,7 @@ def create_or_resume(
     stored = studies.record_of(study) if study else None
     record = _resumed_record(stored, options, show) if stored else _new_record(name, options, kind, show)
     refuse_unmeasured(options.limits, record.config.objective)
-    source.prepare(record.dataset.name, data_dir, tell=lambda text: show(Note(text)))
+    source.prepare(record.dataset.name, data_dir, notify=lambda text: show(Note(text)))
     split = load_split(record.dataset.name, data_dir, DIVISION_SEED, torch.device("cpu"))
     if study is None or stored is None:
         dataset = DatasetRecord(

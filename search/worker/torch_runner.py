@@ -104,7 +104,7 @@ def open_torch_runner(
     else:
         torch.cuda.set_device(device)
     dataset = options.dataset or record.dataset.name
-    source.prepare(dataset, options.data_dir, tell=lambda text: show(Note(text)))
+    source.prepare(dataset, options.data_dir, notify=lambda text: show(Note(text)))
     split = load_split(dataset, options.data_dir, DIVISION_SEED, device)
     studies.refuse_other_data(record, split.fingerprint)
     show(Note(f"worker {os.getpid()} on {describe_device(device)} works at study {record.name!r}"))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import data.augment
-from data.augment import augment, colour_jitter, crop, cutout, flip, recipe
+from data.augment import augment, augment_config, colour_jitter, crop, cutout, flip
 
 STRENGTHS = st.floats(0, 1, allow_nan=False)
 SEEDS = st.integers(0, 2**31)
@@ -217,7 +217,7 @@ def test_colour_jitter_without_saturation_is_grey() -> None:
     [(0, 0, 0, 0, 0), (0.25, 0.5, 2, 4, 0.1), (0.5, 0.5, 4, 8, 0.2), (1, 0.5, 8, 16, 0.4)],
 )
 def test_recipe_is_the_documented_table(strength: float, flipped: float, pad: int, side: int, jitter: float) -> None:
-    chosen = recipe(strength)
+    chosen = augment_config(strength)
     assert (chosen.flip, chosen.pad, chosen.cutout) == (flipped, pad, side)
     assert chosen.jitter == pytest.approx(jitter)
 
@@ -226,7 +226,7 @@ def test_recipe_is_the_documented_table(strength: float, flipped: float, pad: in
 @given(weak=STRENGTHS, strong=STRENGTHS, mirror=st.booleans())
 def test_recipe_grows_with_strength_and_stays_within_its_table(weak: float, strong: float, mirror: bool) -> None:
     weak, strong = sorted((weak, strong))
-    less, more, most = recipe(weak, mirror), recipe(strong, mirror), recipe(1.0, mirror)
+    less, more, most = augment_config(weak, mirror), augment_config(strong, mirror), augment_config(1.0, mirror)
     assert 0 <= less.flip <= more.flip <= most.flip
     assert 0 <= less.pad <= more.pad <= most.pad
     assert 0 <= less.cutout <= more.cutout <= most.cutout
@@ -236,7 +236,7 @@ def test_recipe_grows_with_strength_and_stays_within_its_table(weak: float, stro
 @quick
 @given(strength=STRENGTHS)
 def test_recipe_without_mirror_never_flips_and_changes_nothing_else(strength: float) -> None:
-    without, usual = recipe(strength, mirror=False), recipe(strength)
+    without, usual = augment_config(strength, mirror=False), augment_config(strength)
     assert without.flip == 0
     assert (without.pad, without.cutout, without.jitter) == (usual.pad, usual.cutout, usual.jitter)
 
@@ -251,7 +251,7 @@ def count_of_flipped(strength: float, mirror: bool) -> int:
 
 def test_images_that_must_not_be_mirrored_are_not() -> None:
     strength = 0.03  # too weak for crops and cutouts, which could hide a flip
-    assert recipe(strength).pad == recipe(strength).cutout == 0
+    assert augment_config(strength).pad == augment_config(strength).cutout == 0
     assert count_of_flipped(strength, mirror=False) == 0
     assert 30 <= count_of_flipped(strength, mirror=True) <= 90, "six in a hundred"
 
@@ -259,7 +259,7 @@ def test_images_that_must_not_be_mirrored_are_not() -> None:
 @pytest.mark.parametrize("strength", [-0.01, 1.01, 2.0, float("inf"), float("-inf"), float("nan")])
 def test_a_strength_outside_zero_to_one_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\]"):
-        recipe(strength)
+        augment_config(strength)
     with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\]"):
         augment(random_images(1, 0), strength, seeded(0))
 

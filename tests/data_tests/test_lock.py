@@ -29,7 +29,7 @@ from data.errors import DataError
 dataset, data_dir, repair, published, gate = sys.argv[1:]
 for name, value in json.loads(published).items():
     setattr(CIFAR10, name, value)
-plain = image_folder.read_picture
+plain = image_folder.decode_image
 
 def gated(path):
     (Path(gate) / f"decodes-{os.getpid()}").touch()
@@ -37,7 +37,7 @@ def gated(path):
         time.sleep(0.02)
     return plain(path)
 
-image_folder.read_picture = gated
+image_folder.decode_image = gated
 try:
     source.prepare(dataset, Path(data_dir), repair == "repair", lambda text: print(text, flush=True))
 except DataError as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.image_folder import read_picture
+from data.image_folder import decode_image
 from model.config import NetworkConfig
 from model.network import build_network
 from model.quality import logits_of
@@ -51,7 +51,7 @@ def predicted(search: Command, *words: object) -> list[dict[str, Any]]:
 
 def probabilities(model: Path, *paths: Path) -> torch.Tensor:
     saved = load_model(model)
-    images = torch.stack([read_picture(path).pixels for path in paths])
+    images = torch.stack([decode_image(path).pixels for path in paths])
     return logits_of(saved.network, images, "float32", saved.flip).softmax(1)
 
 
