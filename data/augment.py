@@ -18,7 +18,7 @@ class AugmentConfig:
 
     Attributes:
         flip: chance that an image is flipped left to right.
-        pad: crops are taken from the image reflect-padded by so many pixels.
+        pad: crops are taken from the image reflect-padded by this many pixels.
         cutout: side, in pixels, of the grey square laid over each image.
         jitter: brightness, contrast and saturation are each scaled by 1 +- jitter.
     """

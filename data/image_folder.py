@@ -1,7 +1,7 @@
 """Any image set in ImageFolder layout: ``DIR/CLASS/*.png``, or ``DIR/train/CLASS`` with ``DIR/test/CLASS``.
 
-Images are decoded once (by one process of a machine; the others wait), brought to 3x32x32 and cached beside the user's
-other caches; a changed folder (a file added, removed, resized or touched) is decoded anew. Without a ``test`` folder a
+Images are decoded once (by one process of a machine; the others wait), brought to 3x32x32 and cached next to the user's
+other caches; a changed folder (a file added, removed, resized or touched) is decoded again. Without a ``test`` folder a
 fixed, stratified sixth of the images is set aside as test images.
 """
 
@@ -77,7 +77,7 @@ def _decoded(
     root: Path, cache_dir: Path, at_least: int, notify: Callable[[str], None]
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images (uint8, (n, 3, 32, 32)), labels (int64, (n,)) and class names, from the cache where it is fresh."""
-    from torchvision.datasets import ImageFolder  # 1.6 s, which nobody else shall wait for
+    from torchvision.datasets import ImageFolder  # 1.6 s, which nobody else should wait for
 
     try:
         listing = ImageFolder(root)

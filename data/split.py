@@ -44,7 +44,7 @@ def load_split(dataset: str, data_dir: Path, seed: int, device: torch.device) ->
         dataset: ``cifar10``, ``digits`` or ``folder:DIR``.
         data_dir: the folder that holds torchvision's files.
         seed: of the division; the same seed gives the same division everywhere.
-        device: where the tensors shall lie.
+        device: where the tensors will lie.
 
     Raises:
         DataError: the images are absent or damaged.

@@ -30,7 +30,7 @@ def save_checkpoint(path: Path, network: nn.Module, state: FitState, about: Mapp
         path: the file; its folder is made where it is absent.
         network: on any device.
         state: this network's.
-        about: what `read_about` shall give back, made of what JSON knows.
+        about: what `read_about` returns, made of what JSON knows.
 
     Raises:
         OSError: it could not be written; an earlier checkpoint is still there.

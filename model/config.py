@@ -25,8 +25,8 @@ class NetworkConfig:
         convs: independent convolutional branches of every block.
         pooled: for each block, whether it halves the image.
         pool_place: where a pooled block's 2x2 max-pool stands: at the end of every branch, as the public solution
-            has it (``branch``); right behind the convolution, so that norm and activation see a quarter of the
-            pixels (``conv``); or behind the weighted sum (``sum``).
+            has it (``branch``); right after the convolution, so that norm and activation see a quarter of the
+            pixels (``conv``); or after the weighted sum (``sum``).
         activation: in the branches and between the output block's layers.
         shortcut: add a block's input to its output where their shapes match.
         head: widths of the output block's hidden layers; empty for one linear layer.

@@ -33,7 +33,7 @@ def _replayed_on_cuda(step: Step, device: torch.device, generator: torch.Generat
     graph: torch.cuda.CUDAGraph | None = None
     calls = 0
 
-    def beside() -> None:
+    def on_side_stream() -> None:
         """One step on another stream than the default one, which no graph can be captured from."""
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -46,7 +46,7 @@ def _replayed_on_cuda(step: Step, device: torch.device, generator: torch.Generat
         if calls == WARM_UP_STEPS + 1:
             graph = _capture(step, side, generator)
         if graph is None:
-            beside()
+            on_side_stream()
         else:
             graph.replay()
 

@@ -117,7 +117,7 @@ training's time (not measured on a GPU)."""
 
 @contextmanager
 def tuned_for_long_training(network: nn.Module, device: torch.device, seconds: float) -> Iterator[nn.Module]:
-    """The network in the form in which one training of about so many seconds takes least time.
+    """The network in the form in which one training of about this many seconds takes least time.
 
     It shares the given network's weights. On a GPU, cuDNN tries its algorithms for every new shape, and a long
     training is compiled; a network that cannot be compiled runs as it is. On the CPU nothing is changed: what a

@@ -20,7 +20,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.SGD):
     """Muon for filters and Nesterov SGD for the rest, in one optimizer.
 
-    A batch norm behind a branch's convolution takes any scale of its filters out again, so they are held at the norm of
+    A batch norm after a branch's convolution takes any scale of its filters out again, so they are held at the norm of
     an orthogonal matrix: the learning rate is then the angle, in radians, by which a step turns them at most, and they
     need no weight decay.
 

@@ -129,7 +129,7 @@ def latency(network: nn.Module, batch: int, precision: Precision = "auto", size:
     began = time.perf_counter()
 
     def passes(most: int, until: float) -> list[float]:
-        """Seconds of each of so many passes; fewer where time is up, but one."""
+        """Seconds of each of at most this many passes; fewer if time is up, but at least one."""
         taken: list[float] = []
         while not taken or (len(taken) < most and time.perf_counter() - began < until):
             start = mark(device)

@@ -57,7 +57,7 @@ def save_model(
         network: on any device.
         classes: names in the order of the logits.
         about: whatever else belongs into ``config.json``, such as how the network was trained. A key ``predict`` says
-            how the network shall predict: ``{"flip": True}`` with test-time augmentation.
+            how the network predicts: ``{"flip": True}`` with test-time augmentation.
         metrics: what was measured.
     """
     folder.mkdir(parents=True, exist_ok=True)

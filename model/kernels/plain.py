@@ -11,14 +11,14 @@ from model.config import Activation, PoolPlace
 def plain_tail(
     x: Tensor, norm: nn.BatchNorm2d, weights: Tensor, pool_place: PoolPlace | None, activation: Activation
 ) -> tuple[Tensor, Tensor]:
-    """All that a block does behind its convolution, in PyTorch's own operations.
+    """All that a block does after its convolution, in PyTorch's own operations.
 
     Args:
         x: what the convolution gave, (n, L * width, h, w), branch by branch.
         norm: over its L * width channels; in training its running statistics are brought up to date.
         weights: of the branches, (n, L).
         pool_place: of the 2x2 max-pool, if any.
-        activation: behind the norm.
+        activation: after the norm.
 
     Returns:
         the block's output, (n, width, h, w) or half as high and wide, and its channel means (n, width).

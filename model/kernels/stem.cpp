@@ -1,5 +1,5 @@
 // The first block's 3x3 convolution (stride 1, padding 1; 1 to 7 channels, an image's 3) in bfloat16, and the 2x2
-// max-pool behind it, as one pass; and the gradients of its filters.
+// max-pool after it, as one pass; and the gradients of its filters.
 //
 // So few channels leave sums of 9 C + 1 products (bias is the weight of a constant 1), and time goes to memory: what
 // the convolution writes is four times as large as what the pool leaves. Here four pixels of a window stay in

@@ -1,4 +1,4 @@
-// What a block does behind its convolution, in as few passes over memory as it needs: max-pool, batch norm, activation
+// What a block does after its convolution, in as few passes over memory as it needs: max-pool, batch norm, activation
 // and the weighted sum of the branches, forward and backward. model/kernels/tail.py compiles, loads and documents it; the same
 // function in PyTorch's own operations is model/kernels/plain.py.
 //
