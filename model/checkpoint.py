@@ -17,6 +17,9 @@ from data.files import write_whole
 from model.config import ConfigError
 from model.fit import FitState
 
+About = dict[str, Any]
+"""What a checkpoint tells of its training, made of what JSON knows."""
+
 FORMAT = 1
 GENERATOR = "generator"
 # A metadata text nested too deeply for the JSON reader is a RecursionError.
@@ -111,7 +114,7 @@ def _write(path: Path, snapshot: _Snapshot) -> None:
     write_whole(path, content)
 
 
-def read_about(path: Path) -> dict[str, Any] | None:
+def read_about(path: Path) -> About | None:
     """What `save_checkpoint` was told about the training, without reading a tensor.
 
     None means "start afresh": the file is absent, cannot be read, is cut short, or is no checkpoint.
@@ -123,9 +126,9 @@ def read_about(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def as_read_back(about: Mapping[str, Any]) -> dict[str, Any]:
+def as_read_back(about: Mapping[str, Any]) -> About:
     """Data as `read_about` gives it back: tuples are lists there."""
-    plain: dict[str, Any] = json.loads(json.dumps(about))
+    plain: About = json.loads(json.dumps(about))
     return plain
 
 
@@ -156,10 +159,10 @@ def load_checkpoint(path: Path, network: nn.Module, state: FitState) -> None:
     except DAMAGE as error:
         raise ConfigError(f"the checkpoint {path} cannot be read: {' '.join(str(error).split())}") from error
 
-    kept = _empty_optimizer_state(state.optimizer) if epoch else {}
-    places = _tensors(network, kept, state.generator)
-    there, wanted = ({name: (value.shape, value.dtype) for name, value in t.items()} for t in (saved, places))
-    wrong = sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+    optimizer_state = _empty_optimizer_state(state.optimizer) if epoch else {}
+    targets = _tensors(network, optimizer_state, state.generator)
+    forms, target_forms = ({name: (value.shape, value.dtype) for name, value in t.items()} for t in (saved, targets))
+    wrong = sorted(name for name in forms.keys() | target_forms.keys() if forms.get(name) != target_forms.get(name))
     if wrong:
         raise ConfigError(f"the checkpoint {path} is of another training: {len(wrong)} tensors differ, as {wrong[0]!r}")
     try:
@@ -168,15 +171,15 @@ def load_checkpoint(path: Path, network: nn.Module, state: FitState) -> None:
         raise ConfigError(f"the checkpoint {path} is damaged: it holds no generator's state") from error
 
     # Nothing can be found wrong from here on.
-    for name, place in places.items():
-        place.copy_(saved[name])
+    for name, target in targets.items():
+        target.copy_(saved[name])
     groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+    state.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
     state.generator.set_state(saved[GENERATOR])
     state.epoch = epoch
 
 
-def _header(file: Any) -> tuple[int, dict[str, Any]]:
+def _header(file: Any) -> tuple[int, About]:
     """Epoch and ``about`` of an open safetensors file, or ValueError."""
     match json.loads((file.metadata() or {}).get("checkpoint", "null")):
         case {"format": int(number), "epoch": int(epoch), "about": dict(about)} if number == FORMAT:

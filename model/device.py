@@ -32,14 +32,14 @@ def resolve_devices(name: str) -> list[torch.device]:
     if name == "cpu" or (name == "auto" and not count):
         return [torch.device("cpu")]
     kind, colon, numbers = name.partition(":")
-    wanted = numbers.split(",") if colon else [str(index) for index in range(max(1, count))]
-    if (kind != "cuda" and name != "auto") or not all(number.isdecimal() for number in wanted):
+    indices = numbers.split(",") if colon else [str(index) for index in range(max(1, count))]
+    if (kind != "cuda" and name != "auto") or not all(number.isdecimal() for number in indices):
         raise ConfigError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or cuda:N,M")
-    for index in map(int, wanted):
+    for index in map(int, indices):
         if index >= count:
-            there = f"only cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
-            raise ConfigError(f"{name} is not there: this machine has {there}; use --device cpu or auto")
-    return [torch.device("cuda", int(number)) for number in dict.fromkeys(wanted)]
+            available = f"only cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
+            raise ConfigError(f"{name} is not there: this machine has {available}; use --device cpu or auto")
+    return [torch.device("cuda", int(number)) for number in dict.fromkeys(indices)]
 
 
 def device_key(device: torch.device) -> str | None:

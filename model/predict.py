@@ -52,10 +52,10 @@ def images_in(folder: Path) -> list[Path]:
 
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
-    if not found:
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    if not images:
         raise UserError(f"no images in {folder}: no file there ends in {', '.join(IMG_EXTENSIONS)}")
-    return found
+    return images
 
 
 def predict(

@@ -113,11 +113,11 @@ def _load(folder: Path) -> SavedModel:
     if 4 * parameters > len(content):
         raise ValueError(f"the network in {CONFIG} has {parameters:,} parameters, more than {WEIGHTS} can hold")
     network = build_network(described)
-    there, wanted = load(content), network.state_dict()
-    wrong = [name for name in wanted.keys() | there.keys() if _form(there.get(name)) != _form(wanted.get(name))]
+    tensors, expected = load(content), network.state_dict()
+    wrong = [name for name in expected.keys() | tensors.keys() if _form(tensors.get(name)) != _form(expected.get(name))]
     if wrong:
         raise ValueError(f"{WEIGHTS} is of another network than {CONFIG}: {len(wrong)} tensors differ, as {min(wrong)}")
-    network.load_state_dict(there)
+    network.load_state_dict(tensors)
     about = {key: value for key, value in config.items() if key not in OWN_KEYS}
     return SavedModel(network.eval(), classes, flip, about)
 
@@ -128,10 +128,10 @@ def _checked_weights(path: Path, expected: object) -> bytes:
     if size > MOST_BYTES:
         raise ValueError(f"{path.name} has {size:,} bytes, more than the {MOST_BYTES:,} that a model may have")
     content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
+    checksum = hashlib.sha256(content).hexdigest()
+    if checksum != expected:
         raise ValueError(
-            f"{path.name} does not match its checksum in {CONFIG}: its SHA-256 is {found[:16]}..., "
+            f"{path.name} does not match its checksum in {CONFIG}: its SHA-256 is {checksum[:16]}..., "
             f"not {reprlib.repr(expected)}; it was altered or cut short, take a sound copy"
         )
     return content
@@ -148,7 +148,7 @@ def _network_config(table: object) -> NetworkConfig:
     hints = get_type_hints(NetworkConfig)
     if unknown := sorted(table.keys() - hints.keys()):
         raise ValueError(f"network has unknown settings: {reprlib.repr(unknown)}")
-    required = {one.name for one in fields(NetworkConfig) if one.default is MISSING}
+    required = {field.name for field in fields(NetworkConfig) if field.default is MISSING}
     if missing := sorted(required - table.keys()):
         raise ValueError(f"network has no {', '.join(missing)}")
     return NetworkConfig(**{name: _as_kind(value, hints[name], f"network.{name}") for name, value in table.items()})
@@ -158,22 +158,22 @@ def _as_kind(value: object, kind: Any, name: str) -> Any:
     """A value of JSON as one of a kind of `NetworkConfig`'s: bool, number, choice or tuple of one of these."""
     if get_origin(kind) is tuple:
         if isinstance(value, list) and len(value) <= MOST_LAYERS:
-            return tuple(_as_kind(one, get_args(kind)[0], name) for one in value)
-        wanted = f"a list of at most {MOST_LAYERS:,}"
+            return tuple(_as_kind(item, get_args(kind)[0], name) for item in value)
+        expected = f"a list of at most {MOST_LAYERS:,}"
     elif get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
-        wanted = f"one of {', '.join(get_args(kind))}"
+        expected = f"one of {', '.join(get_args(kind))}"
     elif kind is int:
         if type(value) is int and 1 <= value <= LARGEST_NUMBER:
             return value
-        wanted = f"a whole number from 1 to {LARGEST_NUMBER:,}"
+        expected = f"a whole number from 1 to {LARGEST_NUMBER:,}"
     else:
         assert kind is bool
         if isinstance(value, bool):
             return value
-        wanted = "true or false"
-    raise ValueError(f"{name} is {reprlib.repr(value)}, not {wanted}")
+        expected = "true or false"
+    raise ValueError(f"{name} is {reprlib.repr(value)}, not {expected}")
 
 
 def _classes(names: object, count: int) -> tuple[str, ...]:

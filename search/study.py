@@ -89,16 +89,16 @@ def load(storage: RDBStorage, name: str | None) -> optuna.Study:
     Raises:
         UserError: there is none of that name, or several and no name was given.
     """
-    names = [one for one in study_names(storage) if one == name or not one.endswith(CONFIRM_SUFFIX)]
+    names = [other for other in study_names(storage) if other == name or not other.endswith(CONFIRM_SUFFIX)]
     if name is None:
         if len(names) != 1:
-            there = f"it has {', '.join(names)}; choose with --name" if names else "it has none yet"
-            raise UserError(f"which study? {there}")
+            names_text = f"it has {', '.join(names)}; choose with --name" if names else "it has none yet"
+            raise UserError(f"which study? {names_text}")
         name = names[0]
     study = find(storage, name)
     if study is None or DEFINITION not in study.user_attrs:
-        there = f"this storage has {', '.join(names)}" if names else "this storage has no study yet"
-        raise UserError(f"no study {name!r}: {there}")
+        names_text = f"this storage has {', '.join(names)}" if names else "this storage has no study yet"
+        raise UserError(f"no study {name!r}: {names_text}")
     return study
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from data.split import Split
-from model.checkpoint import as_read_back, load_checkpoint, read_about
+from model.checkpoint import About, as_read_back, load_checkpoint, read_about
 from model.config import ConfigError
 from model.fit import FitState
 from search.artifacts.mirror import Mirror
@@ -34,7 +34,7 @@ class CheckpointSource:
     elsewhere: bool = True
 
 
-def training_identity(config: TrialConfig, split: Split) -> dict[str, Any]:
+def training_identity(config: TrialConfig, split: Split) -> About:
     """What makes a training this one: its configuration and its images, in the types that JSON gives."""
     return as_read_back({"config": asdict(config), "images": split.fingerprint, "fit_images": len(split.fit_labels)})
 
@@ -43,7 +43,7 @@ def resume_training(
     source: CheckpointSource,
     network: nn.Module,
     state: FitState,
-    read: Callable[[dict[str, Any]], T],
+    read: Callable[[About], T],
     warn: Callable[[Exception], None],
 ) -> T | None:
     """Bring a network and its state to where the newest checkpoint of this training has them.
@@ -69,7 +69,7 @@ def resume_training(
         return None
 
 
-def newest_checkpoint(source: CheckpointSource) -> dict[str, Any] | None:
+def newest_checkpoint(source: CheckpointSource) -> About | None:
     """Put the newest checkpoint of a training, the local one or its copy in the store, at the source's path.
 
     Returns:
@@ -86,7 +86,7 @@ def newest_checkpoint(source: CheckpointSource) -> dict[str, Any] | None:
         return stored
 
 
-def _read_own(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read_own(path: Path, identity: Mapping[str, Any]) -> About | None:
     """What was saved with a checkpoint, if it is one of the training with this identity."""
     about = read_about(path)
     usable = about is not None and about.get("identity") == identity and isinstance(about.get("curve"), list)

@@ -132,13 +132,13 @@ def _storage(url: URL) -> Finding:
 
 
 def _disk(out: Path) -> Finding:
-    there = out.resolve()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    folder = out.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     text = f"{free / 2**30:.1f} GiB free for {out}"
-    if not os.access(there, os.W_OK):
-        return Finding("disk", "wrong", f"{there} cannot be written; choose another folder with --out")
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", "wrong", f"{folder} cannot be written; choose another folder with --out")
     if free < MIN_FREE_BYTES:
         return Finding("disk", "warning", f"{text}; a study and its models want {MIN_FREE_BYTES / 2**30:.0f} GiB")
     return Finding("disk", "ok", text)

@@ -27,6 +27,9 @@ Scalar = bool | int | float | str
 
 PER_BLOCK = "block_widths"
 
+Params = dict[str, Any]
+"""Optuna's parameters of a trial, or some of them, by their plain names."""
+
 
 class Range(BaseModel):
     """Numbers from ``low`` to ``high``, both included; ``step`` and ``log`` exclude each other."""
@@ -235,20 +238,20 @@ def _suggest(trial: optuna.Trial, name: str, form: BaseDistribution) -> Scalar:
 
 def parameter_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     """Every Optuna parameter that the space can ask for, with its distribution."""
-    found = {n: distribution(n, p) for n, p in space.varied.items() if n != PER_BLOCK}
+    distributions = {n: distribution(n, p) for n, p in space.varied.items() if n != PER_BLOCK}
     if PER_BLOCK in space.varied:
         form = distribution(PER_BLOCK, space.varied[PER_BLOCK])
         most = max(_extremes(space, "blocks"))
-        found |= {block_width(block): form for block in range(most)}
-    return found
+        distributions |= {block_width(block): form for block in range(most)}
+    return distributions
 
 
-def relevant(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
+def relevant(space: SearchSpace, params: Mapping[str, Any]) -> Params:
     """Of parameters for everything that the space can ask for, those that one configuration has."""
     if PER_BLOCK not in space.varied:
         return dict(params)
-    there = {block_width(block) for block in range(_blocks(space, params))}
-    absent = {block_width(block) for block in range(max(_extremes(space, "blocks")))} - there
+    present = {block_width(block) for block in range(_blocks(space, params))}
+    absent = {block_width(block) for block in range(max(_extremes(space, "blocks")))} - present
     return {name: value for name, value in params.items() if name not in absent}
 
 
@@ -262,10 +265,10 @@ def check_start(space: SearchSpace, values: Mapping[str, Any]) -> None:
             raise SpaceError(name, f"{value!r} is not in {_describe(allowed[name])}")
 
 
-def fitting(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(space: SearchSpace, values: Mapping[str, Any]) -> Params:
     """What is left of another space's configuration in this one: the parameters that this space varies, too.
 
-    Nothing where one of them has a value that this space could not draw: it would be another configuration.
+    Nothing if one of them has a value that this space could not draw: it would be another configuration.
     """
     allowed = parameter_distributions(space)
     shared = {name: value for name, value in values.items() if name in allowed}
@@ -296,14 +299,14 @@ def space_hash(rules: Mapping[str, Any]) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What changed between two nested tables, one phrase each: ``space.lr.high: 0.1 -> 0.2``."""
-    found: list[str] = []
+    changes: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{name}.")
+            changes += differences(before, after, f"{name}.")
         elif before != after:
-            found.append(f"{name}: {_shown(before)} -> {_shown(after)}")
-    return found
+            changes.append(f"{name}: {_shown(before)} -> {_shown(after)}")
+    return changes
 
 
 def _shown(value: Any) -> str:

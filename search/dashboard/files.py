@@ -26,9 +26,9 @@ def save_trial_files(study: optuna.Study, trial: FrozenTrial, files: Store) -> N
     Raises:
         OSError: a file cannot be written; no attribute names it.
     """
-    there = set(_own_files(trial))
+    uploaded = set(_own_files(trial))
     for name, mimetype, content in _files(trial):
-        if name in there:
+        if name in uploaded:
             continue
         # The end's time makes the id another one where a study of the same name and number comes later.
         key = f"{study.study_name} {trial._trial_id} {trial.datetime_complete} {name}"

@@ -57,8 +57,8 @@ def study_note(study: optuna.Study, record: StudyRecord, requested: int, storage
     trains = f"{config.trial.epochs} epochs"
     if config.trial.train_images:
         trains += f" of {config.trial.train_images:,} images"
-    one = config.objective == "accuracy"
-    pruner = f"pruner {config.pruner.kind}" if one else "no pruning with two objectives"
+    single_objective = config.objective == "accuracy"
+    pruner = f"pruner {config.pruner.kind}" if single_objective else "no pruning with two objectives"
     rows = {
         "images": f"{images}; fingerprint `{dataset.fingerprint[:12]}`",
         "budget": f"{requested:,} configurations that run to their end or are pruned; each trains {trains}",
@@ -88,8 +88,8 @@ def study_note(study: optuna.Study, record: StudyRecord, requested: int, storage
 def save_study_note(study: optuna.Study, note: str) -> None:
     """Write the study's note; what people wrote below its end mark stays."""
     # Rarely written, so the reading in these two does not matter.
-    kept = get_note(study).partition(YOURS)[2]
-    save_note(study, note + YOURS + kept)
+    own_text = get_note(study).partition(YOURS)[2]
+    save_note(study, note + YOURS + own_text)
 
 
 def save_trial_note(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -101,10 +101,10 @@ def publish(
 
 def _chosen(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int | None:
     """The trial to point at among accuracies and costs: none where accuracy alone chooses."""
-    wanted = selection_rule_of(study)
-    if wanted.rule == "accuracy":
+    rule = selection_rule_of(study)
+    if rule.rule == "accuracy":
         return None
-    return next((trial.number for trial in candidates(trials, wanted, 1)), None)
+    return next((trial.number for trial in candidates(trials, rule, 1)), None)
 
 
 def _empty() -> dict[str, Any]:

@@ -220,15 +220,15 @@ def _trained(job: RetrainJob, whole: Split, epochs: int, number: int) -> tuple[T
 def _tested(job: RetrainJob, network: BlockNetwork, config: FitConfig, flip: bool) -> HoldoutQuality:
     """Read the test images, once, and note that in the study before they are read."""
     context = job.context
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    read = {"when": now, "by": "search.retrain", "trial": job.winner.number, "seed": config.seed}
+    read_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    read = {"when": read_at, "by": "search.retrain", "trial": job.winner.number, "seed": config.seed}
     reads = [*context.study.user_attrs.get(HOLDOUT_READS, []), read]
     context.study.set_user_attr(HOLDOUT_READS, reads)
     holdout = load_holdout(context.record.dataset.name, context.data_dir, context.split.fit_images.device)
     if sum(read["seed"] == config.seed for read in reads) > 1:
         context.show(Note(f"the test images have been read before for seed {config.seed}; each read is recorded"))
     quality = assess_network(job, network, flip, holdout.images, holdout.labels)
-    return HoldoutQuality(**asdict(quality), read_at=now)
+    return HoldoutQuality(**asdict(quality), read_at=read_at)
 
 
 def _result(

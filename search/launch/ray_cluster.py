@@ -179,11 +179,11 @@ def connected_cluster(options: ClusterOptions) -> Iterator[Cluster]:
         raise UserError(f"no Ray cluster at --ray-address {options.address}: {first_line(error)}; {way_out}") from error
     try:
         nodes = alive_nodes()
-        if options.storage.drivername == "sqlite" and len({node["NodeManagerAddress"] for node in nodes}) > 1:
+        if options.storage.drivername == "sqlite" and len({node.address for node in nodes}) > 1:
             raise UserError(
                 "a Ray cluster of several machines cannot share a SQLite file; give a PostgreSQL with --storage"
             )
-        share = worker_resources([node["Resources"] for node in nodes], options.device, options.per_gpu, options.cpus)
+        share = worker_resources([node.resources for node in nodes], options.device, options.per_gpu, options.cpus)
         head = None if options.address.startswith("ray://") else _head()
         yield Cluster(share, options.workers, options.shared_data, head)
     finally:
@@ -195,14 +195,27 @@ def _head() -> tuple[str, int]:
     return host, int(port)
 
 
-def alive_nodes() -> list[dict[str, Any]]:
-    """The cluster's nodes that are alive, as Ray describes them.
+@dataclass(frozen=True)
+class Node:
+    """A node of a cluster.
+
+    Attributes:
+        address: of its node manager.
+        resources: what Ray counts there: ``CPU``, ``GPU``, ...
+    """
+
+    address: str
+    resources: Mapping[str, float]
+
+
+def alive_nodes() -> list[Node]:
+    """The cluster's nodes that are alive.
 
     Raises:
         RunError: the cluster is gone.
     """
     try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = [Node(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     except Exception as error:
         raise cluster_lost(error) from error
     if not nodes:

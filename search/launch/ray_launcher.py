@@ -73,7 +73,7 @@ class RayWorkers:
 
     def _fill(self, rows: Sequence[WorkerRow]) -> None:
         nodes = alive_nodes()
-        room = worker_capacity([node["Resources"] for node in nodes], self.cluster.share)
+        room = worker_capacity([node.resources for node in nodes], self.cluster.share)
         target = room if self.cluster.workers is None else self.cluster.workers
         self._tell_size(len(nodes), room, target)
         for number in range(target):

@@ -36,7 +36,7 @@ def retrain_on(
     """
     share = cluster.share
     if not share.gpus:  # one training by itself: all of the largest node
-        share = WorkerResources(max(node["Resources"].get("CPU", 1.0) for node in alive_nodes()), 0.0)
+        share = WorkerResources(max(node.resources.get("CPU", 1.0) for node in alive_nodes()), 0.0)
     gpus = math.ceil(share.gpus)
     most = () if max_epochs is None else ("--max-retrain-epochs", str(max_epochs))
     best = study.out / "best"

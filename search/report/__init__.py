@@ -37,5 +37,5 @@ def write_report(out: Path, data: ReportData) -> list[Path]:
 
 def render(data: ReportData) -> dict[str, str]:
     """The files' contents by name: the same data gives the same text."""
-    told = document(data)
-    return {"report.html": as_html(told), "report.md": as_markdown(told)}
+    report = document(data)
+    return {"report.html": as_html(report), "report.md": as_markdown(report)}

@@ -102,18 +102,18 @@ def _edges(data: ReportData) -> Iterator[tuple[str, str]]:
     winner = data.winner
     if winner is None:
         return
-    found: dict[str, str] = {}
+    edges: dict[str, str] = {}
     for name, form in parameter_distributions(data.record.config.space).items():
         edge = edge_of(name, form, winner.params[name]) if name in winner.params else None
         if edge and isinstance(form, IntDistribution | FloatDistribution):
             value = params_text({name: winner.params[name]})
-            found[name] = f"{value} is the {edge} end of {form.low:g} to {form.high:g}"
-    if found:
+            edges[name] = f"{value} is the {edge} end of {form.low:g} to {form.high:g}"
+    if edges:
         text = (
-            f"Of trial {winner.number}, {'; '.join(found.values())}. A better value may lie beyond: widen the range, "
+            f"Of trial {winner.number}, {'; '.join(edges.values())}. A better value may lie beyond: widen the range, "
             "under another --name."
         )
-        yield f"On the edge of the range: {', '.join(found)}", text
+        yield f"On the edge of the range: {', '.join(edges)}", text
 
 
 def edge_of(name: str, form: BaseDistribution, value: float) -> str | None:

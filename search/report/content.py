@@ -16,11 +16,11 @@ from search.results import AccuracyEstimate
 
 def document(data: ReportData) -> Document:
     """The whole report; a section that has nothing to tell yet says so in a sentence."""
-    told = cautions(data)
+    warnings = cautions(data)
     return Document(
         title=data.record.name,
         subtitle=_subtitle(data),
-        answer=_answer(data, [title for title, _ in told]),
+        answer=_answer(data, [title for title, _ in warnings]),
         sections=(
             Section("confirmation", "Confirmation over fresh seeds", tuple(confirmation(data))),
             Section("retrain", "Retrain", tuple(retrain(data))),
@@ -31,7 +31,7 @@ def document(data: ReportData) -> Document:
             Section("pareto", "Accuracy and cost", tuple(pareto(data))),
             Section("time", "Budget, workers and time", tuple(time_spent(data))),
             Section("pruning", "Pruning", tuple(pruning(data))),
-            Section("warnings", "Warnings", (Items(tuple(told)) if told else Text("None."),)),
+            Section("warnings", "Warnings", (Items(tuple(warnings)) if warnings else Text("None."),)),
             Section("baselines", "Beside known networks", tuple(baselines(data))),
             Section("repeat", "To repeat it", tuple(repetition(data))),
         ),

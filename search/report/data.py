@@ -132,11 +132,11 @@ def _importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few trials, which the report tells in its own words
         try:
-            found = get_param_importances(study, evaluator=evaluator, normalize=False)
+            importances = get_param_importances(study, evaluator=evaluator, normalize=False)
         except (OptunaError, ValueError, ZeroDivisionError):
             return {}
-    whole = sum(found.values())
+    whole = sum(importances.values())
     if not math.isfinite(whole) or whole <= 0:
         return {}
     # The library orders equals by chance.
-    return {name: value / whole for name, value in sorted(found.items(), key=lambda item: (-item[1], item[0]))}
+    return {name: value / whole for name, value in sorted(importances.items(), key=lambda item: (-item[1], item[0]))}

@@ -23,11 +23,11 @@ def interrupts_deferred(outage: Retry) -> Iterator[Callable[[float], None]]:
     Yields:
         a function that sleeps for so many seconds, in which `KeyboardInterrupt` may be raised.
     """
-    asked = pausing = False
+    interrupted = pausing = False
 
     def note(_: int, __: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal interrupted
+        interrupted = True
         outage.leave()
         if pausing:
             raise KeyboardInterrupt
@@ -36,7 +36,7 @@ def interrupts_deferred(outage: Retry) -> Iterator[Callable[[float], None]]:
         nonlocal pausing
         pausing = True
         try:
-            if asked:
+            if interrupted:
                 raise KeyboardInterrupt
             time.sleep(seconds)
         finally:
@@ -50,11 +50,11 @@ def interrupts_deferred(outage: Retry) -> Iterator[Callable[[float], None]]:
     try:
         yield pause
     except StorageLostError as error:
-        if asked:
+        if interrupted:
             raise KeyboardInterrupt from error
         raise
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)
-    if asked:
+    if interrupted:
         raise KeyboardInterrupt

@@ -34,26 +34,26 @@ def warm_started(storage: RDBStorage, record: StudyRecord, name: str) -> StudyRe
     if name == record.name:
         raise UserError(f"study {name!r} cannot be its own warm start; name an earlier one")
     earlier = studies.load(storage, name)
-    there = studies.record_of(earlier)
-    assert there is not None  # load refuses a study without one
-    if there.dataset.fingerprint != record.dataset.fingerprint:
+    earlier_record = studies.record_of(earlier)
+    assert earlier_record is not None  # load refuses a study without one
+    if earlier_record.dataset.fingerprint != record.dataset.fingerprint:
         raise UserError(
-            f"study {name!r} searched other images ({there.dataset.name}, fingerprint "
-            f"{there.dataset.fingerprint[:12]}), so it is no warm start for {record.name!r}"
+            f"study {name!r} searched other images ({earlier_record.dataset.name}, fingerprint "
+            f"{earlier_record.dataset.fingerprint[:12]}), so it is no warm start for {record.name!r}"
         )
-    found = [start for params in _best(storage, earlier) if (start := fitting(record.config.space, params))]
-    if not found:
+    fitting_starts = [start for params in _best(storage, earlier) if (start := fitting(record.config.space, params))]
+    if not fitting_starts:
         raise UserError(f"nothing that study {name!r} ran to its end fits the space of {record.name!r}")
-    starts = joined(record.config.start, found[:MOST_STARTS])
+    starts = joined(record.config.start, fitting_starts[:MOST_STARTS])
     return StudyRecord(record.name, record.config.model_copy(update={"start": starts}), record.dataset)
 
 
 def joined(before: Sequence[Start], more: Sequence[Start]) -> tuple[Start, ...]:
     """Those before in their places, to which slots refer, and behind them the new ones."""
     starts = list(before)
-    for one in more:
-        if one not in starts:
-            starts.append(one)
+    for start in more:
+        if start not in starts:
+            starts.append(start)
     return tuple(starts)
 
 
@@ -61,21 +61,21 @@ def _best(storage: RDBStorage, study: optuna.Study) -> list[Mapping[str, Any]]:
     """Configurations by their confirmed means, where there are any; then by their scores."""
     confirmed = confirmation(storage, study)
     rows = confirmed.configurations if confirmed else ()
-    found = [row.params for row in rows if row.mean is not None]
-    for trial in candidates(study.get_trials(deepcopy=False), selection_rule_of(study), len(found) + MOST_STARTS):
-        if trial.params not in found:
-            found.append(trial.params)
-    return found
+    best = [row.params for row in rows if row.mean is not None]
+    for trial in candidates(study.get_trials(deepcopy=False), selection_rule_of(study), len(best) + MOST_STARTS):
+        if trial.params not in best:
+            best.append(trial.params)
+    return best
 
 
 def offers(storage: RDBStorage, record: StudyRecord) -> list[str]:
     """Other searches of the same images and objective in a storage, of which one may be a warm start."""
-    found = []
+    names = []
     for name in study_names(storage):
         if name == record.name or name.endswith(CONFIRM_SUFFIX):
             continue
         attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
         same = attributes.get(DATASET, {}).get("fingerprint") == record.dataset.fingerprint
         if same and attributes.get(DEFINITION, {}).get("objective") == record.config.objective:
-            found.append(name)
-    return found
+            names.append(name)
+    return names

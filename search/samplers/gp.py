@@ -26,6 +26,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
 from search.analysis.extrapolation import likely_ends
+from search.config.space import Params
 from search.samplers.unit_cube import Distributions, coordinates, features, params_at
 
 Relevant = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -72,7 +73,7 @@ class GaussianSampler(BaseSampler):
         study: Study,
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
-    ) -> dict[str, Any]:
+    ) -> Params:
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         trials = [other for other in study.get_trials(deepcopy=False, states=states) if other.number != trial.number]
         sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
@@ -104,7 +105,7 @@ class GaussianSampler(BaseSampler):
         acquisition: Callable[[np.ndarray], np.ndarray],
         starts: Sequence[Mapping[str, Any]],
         rng: np.random.Generator,
-    ) -> dict[str, Any]:
+    ) -> Params:
         """The configuration of the largest acquisition, by local search from the best of points all over the space.
 
         Args:
@@ -129,7 +130,7 @@ class GaussianSampler(BaseSampler):
             scores = np.append(scores, acquisition(self._rows(neighbours)))
         return candidates[int(np.argmax(scores))]
 
-    def _even(self) -> dict[str, Any]:
+    def _even(self) -> Params:
         """The slot's point of a Sobol sequence."""
         sobol = qmc.Sobol(len(self._distributions), seed=self._seed)
         if self._slot:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from search.config.space import Params
+
 Distributions = Mapping[str, BaseDistribution]
 """Every parameter of a space with its distribution (`search.config.space.parameter_distributions`)."""
 
@@ -44,7 +46,7 @@ def coordinate_of(distribution: IntDistribution | FloatDistribution, value: floa
     return (round((value - distribution.low) / distribution.step) + 0.5) / _steps(distribution)
 
 
-def params_at(distributions: Distributions, coordinates: Sequence[float]) -> dict[str, Any]:
+def params_at(distributions: Distributions, coordinates: Sequence[float]) -> Params:
     """The parameters at a point of the unit cube, one coordinate for each parameter."""
     pairs = zip(distributions.items(), coordinates, strict=True)
     return {name: value_at(distribution, coordinate) for (name, distribution), coordinate in pairs}

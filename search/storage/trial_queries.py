@@ -4,7 +4,7 @@ import datetime
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ TRIALS_AFTER = _query(_AFTER)
 TRIALS_AFTER_AND_SOME = _query(sa.or_(_AFTER, TRIALS.c.trial_id.in_(sa.bindparam("some", expanding=True))))
 
 
-def read_trials(connection: sa.Connection, query: TrialQuery, values: dict[str, Any]) -> list[FrozenTrial]:
+def read_trials(connection: sa.Connection, query: TrialQuery, values: Mapping[str, Any]) -> list[FrozenTrial]:
     """Trials in the order of their ids."""
     rows = connection.execute(query.trials, values).all()
     parts: dict[int, list[sa.Row[Any]]] = {row.trial_id: [] for row in rows}
