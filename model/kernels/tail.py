@@ -51,8 +51,7 @@ def compiled_tail(
         norm.bias,
         weights.float().contiguous(),
         norm,
-        POOL_CODES[pool_place],
-        ACTIVATION_CODES[activation],
+        (POOL_CODES[pool_place], ACTIVATION_CODES[activation]),
     )
     return out, means
 
@@ -124,9 +123,9 @@ class _Tail(torch.autograd.Function):
         beta: Tensor,
         weights: Tensor,
         norm: nn.BatchNorm2d,
-        pool: int,
-        activation: int,
+        codes: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
+        pool, activation = codes
         n, channels, height, width = x.shape
         groups = weights.shape[1]
         shape = int64s(5)(n, height, width, groups, channels // groups)
@@ -196,4 +195,4 @@ class _Tail(torch.autograd.Function):
             grad_beta=grad_beta,
             grad_weights=grad_weights,
         )
-        return grad_x, grad_gamma, grad_beta, grad_weights, None, None, None
+        return grad_x, grad_gamma, grad_beta, grad_weights, None, None
