@@ -61,7 +61,13 @@ def product_per_pixel(branches: Tensor, weights: Tensor) -> Tensor:
 
 
 def sum_of_groups(branches: Tensor, weights: Tensor) -> Tensor:
-    """`weighted_sum` as a broadcast product and a sum: few, large kernels for a GPU (not measured on one yet)."""
-    n, _, height, width = branches.shape
-    groups = branches.view(n, weights.shape[1], -1, height, width)
-    return (groups * weights[:, :, None, None, None]).sum(1)
+    """`weighted_sum` as a broadcast product and a sum: few, large kernels for a GPU (not measured on one yet).
+
+    The result has the dtype of the branches and lies channels last, as the next convolution takes it. Without an
+    explicit dtype autocast sums in float32 on CUDA, and a sum over (n, L, width, h, w) gives channels first: the next
+    convolution would then cast and transpose its whole input.
+    """
+    n, channels, height, width = branches.shape
+    groups = weights.shape[1]
+    pixels = branches.permute(0, 2, 3, 1).reshape(n, height, width, groups, channels // groups)
+    return (pixels * weights[:, None, None, :, None]).sum(3, dtype=branches.dtype).permute(0, 3, 1, 2)

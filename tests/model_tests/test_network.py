@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training.plain import PlainBlock, PlainNetwork
-from model.config import PRESETS, ConfigError, NetworkConfig
+from model.config import PRESETS, ConfigError, NetworkConfig, PoolPlace
 from model.cost import NetworkCost, count_cost
+from model.kernels import plain as plain_kernels
+from model.kernels.dispatch import plain_operations
 from model.kernels.plain import product_per_pixel, sum_of_groups, weighted_sum
 from model.network import Block, BlockNetwork, build_network, count_parameters
 
@@ -95,6 +97,22 @@ def test_weighted_sum_takes_each_images_own_weights(
     branches, weights = torch.randn(3, 2 * 5, 4, 6), torch.randn(3, 2)
     expected = torch.stack([w[0] * b[:5] + w[1] * b[5:] for b, w in zip(branches, weights, strict=True)])
     torch.testing.assert_close(way(branches.contiguous(memory_format=layout), weights), expected)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_on_a_gpu_every_block_gives_the_next_convolution_what_it_takes(
+    place: PoolPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's way to sum branches, run on the CPU: dtype and layout of every block's output."""
+    monkeypatch.setattr(plain_kernels, "product_per_pixel", sum_of_groups)
+    network = build_network(NetworkConfig((8, 8, 16), 3, (True, False, True), place, "relu"))
+    outputs: list[Tensor] = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
+    with plain_operations(), torch.autocast("cpu", torch.bfloat16):
+        network(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)).sum().backward()
+    assert [output.dtype for output in outputs] == [torch.bfloat16] * 3
+    assert all(output.is_contiguous(memory_format=torch.channels_last) for output in outputs)
 
 
 def test_branch_weights_sum_to_one_and_come_from_channel_means() -> None:
