@@ -8,14 +8,21 @@ from pathlib import Path
 
 import torch
 
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",  # torch's own, on the CPU
+    "CUDA error: out of memory",  # a CUDA call outside torch's allocator
+    "ALLOC_FAILED",  # CUDNN_STATUS_ALLOC_FAILED, CUBLAS_STATUS_ALLOC_FAILED
+    "ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, ..._HOST_ALLOCATION_FAILED
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cublasCreate found no memory for its workspace (pytorch/pytorch#91958)
+)
+"""What plain RuntimeErrors say if memory ran out."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the memory of the GPU or the host ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # torch's CPU allocator, cuDNN and cuBLAS raise plain RuntimeErrors.
-    marks = ("DefaultCPUAllocator", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in OUT_OF_MEMORY)
 
 
 def is_broken_device(error: BaseException) -> bool:
