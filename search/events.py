@@ -7,7 +7,7 @@ from typing import Any, Literal
 from model.result import EpochResult
 
 Stage = Literal["search", "confirm"]
-Outcome = Literal["complete", "pruned", "infeasible", "failed", "handed back"]
+AttemptOutcome = Literal["complete", "pruned", "infeasible", "failed", "handed back"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class TrialFinished:
     """An attempt at a trial ended, one way or another."""
 
     number: int
-    outcome: Outcome
+    outcome: AttemptOutcome
     accuracy: float | None
     epochs: int
     seconds: float

@@ -76,7 +76,7 @@ class Code:
     language: str
 
 
-Block = Text | Items | Table | Picture | Pictures | Code
+ContentBlock = Text | Items | Table | Picture | Pictures | Code
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Section:
 
     name: str
     title: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[ContentBlock, ...]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from search.attributes import DEVICE, FLOPS, LATENCY, PARAMETERS
 from search.config.objective import LATENCY_BATCH
 from search.console.format import params_text, percent, trials_text
 from search.report.data import ReportData
-from search.report.document import Block, Picture, Pictures, Table, Text, table
+from search.report.document import ContentBlock, Picture, Pictures, Table, Text, table
 from search.report.finale_figures import (
     MOST_CLASSES,
     class_figure,
@@ -42,7 +42,7 @@ WRITTEN_CLASSES = 20
 """Classes up to which the confusion matrix is written out as a table."""
 
 
-def confirmation(data: ReportData) -> Iterator[Block]:
+def confirmation(data: ReportData) -> Iterator[ContentBlock]:
     """The best configurations over fresh seeds, and which one is taken."""
     confirmed = data.confirmation
     if confirmed is None or not confirmed.configurations:
@@ -128,7 +128,7 @@ def _standing(trial: int, confirmed: Confirmation) -> str:
     return ", ".join(name for name, holds in standings.items() if holds)
 
 
-def retrain(data: ReportData) -> Iterator[Block]:
+def retrain(data: ReportData) -> Iterator[ContentBlock]:
     """How the winner was trained, for how long, and whether that was long enough."""
     done = data.retrain
     if done is None:
@@ -160,7 +160,7 @@ def retrain(data: ReportData) -> Iterator[Block]:
         )  # fmt: skip
 
 
-def _retrain_pictures(done: RetrainResult) -> Iterator[Block]:
+def _retrain_pictures(done: RetrainResult) -> Iterator[ContentBlock]:
     trainings: tuple[LengthTraining | FinalTraining, ...] = (*done.watched, *done.runs)
     pictures = []
     if any(training.curve for training in trainings):
@@ -239,7 +239,7 @@ def _convergence(done: RetrainResult) -> str:
     return f"{text} Not converged, as {stopped}{last}."
 
 
-def classes(data: ReportData) -> Iterator[Block]:
+def classes(data: ReportData) -> Iterator[ContentBlock]:
     """What the network takes for what."""
     done, names = data.retrain, data.record.dataset.classes
     by_class = (done.per_class_accuracy if done else None) or {}
@@ -283,7 +283,7 @@ def _worst_mistake(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> 
     return f"The most frequent mistake: {percent(share)} of {names[i]} are taken for {names[j]}." if share else ""
 
 
-def cost(data: ReportData) -> Iterator[Block]:
+def cost(data: ReportData) -> Iterator[ContentBlock]:
     """How sure, how large and how fast the network is."""
     done, winner = data.retrain, data.winner
     if winner is None:

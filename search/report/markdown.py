@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from search.report.document import Block, Code, Document, Items, Picture, Pictures, Section, Table, Text
+from search.report.document import Code, ContentBlock, Document, Items, Picture, Pictures, Section, Table, Text
 
 
 def as_markdown(report: Document) -> str:
@@ -29,7 +29,7 @@ def _section(section: Section) -> Iterator[str]:
         yield from _block(block)
 
 
-def _block(block: Block) -> Iterator[str]:
+def _block(block: ContentBlock) -> Iterator[str]:
     match block:
         case Text(text):
             yield _paragraph(text)

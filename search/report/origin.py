@@ -14,14 +14,14 @@ from search.config.objective import score
 from search.config.study_file import as_toml
 from search.console.format import percent
 from search.report.data import ReportData
-from search.report.document import Block, Code, Text, table
+from search.report.document import Code, ContentBlock, Text, table
 from search.report.words import NONE, counted, whole_cell
 
 PUBLISHED = (("seed-basic", 0.6410, 12_728, 35), ("seed-advanced", 0.8851, 48_096_818, 35))
 """The public solution's networks for CIFAR-10: name, test accuracy, parameters, epochs."""
 
 
-def baselines(data: ReportData) -> Iterator[Block]:
+def baselines(data: ReportData) -> Iterator[ContentBlock]:
     """Published figures, this study's own, and its known good starts, in one table."""
     rows: list[tuple[str, ...]] = []
     if data.record.dataset.name == "cifar10":
@@ -81,7 +81,7 @@ def _trial_row(what: str, trial: FrozenTrial, chosen: str) -> tuple[str, ...]:
     )
 
 
-def repetition(data: ReportData) -> Iterator[Block]:
+def repetition(data: ReportData) -> Iterator[ContentBlock]:
     """Definition, command, seeds, versions and hardware."""
     record, summary, done = data.record, data.summary, data.retrain
     environment = summary.environment

@@ -9,7 +9,7 @@ from search.config.objective import COST_ATTRIBUTES, LATENCY_BATCH, score
 from search.config.space import parameter_distributions
 from search.console.format import duration, forecast_texts, known_good_text, params_text, percent
 from search.report.data import LEAST_FOR_IMPORTANCES, ReportData
-from search.report.document import Block, Picture, Pictures, Text, table
+from search.report.document import ContentBlock, Picture, Pictures, Text, table
 from search.report.parameter_figures import parallel_figure, shares_figure, slice_figure
 from search.report.study_figures import (
     MOST_POINTS,
@@ -48,7 +48,7 @@ KNEE = (
 AUDITED = "Audited: trials that the pruner wanted to stop and that were let run, to see what they would have reached."
 
 
-def history(data: ReportData) -> Iterator[Block]:
+def history(data: ReportData) -> Iterator[ContentBlock]:
     """What every trial reached, and the best of them."""
     pictures = []
     text = AUDITED if data.audit and data.audit.audited else ""
@@ -87,7 +87,7 @@ def history(data: ReportData) -> Iterator[Block]:
     )
 
 
-def parameters(data: ReportData) -> Iterator[Block]:
+def parameters(data: ReportData) -> Iterator[ContentBlock]:
     """Which parameters matter, and where the good values lie."""
     complete = data.complete
     forms = {name: f for name, f in parameter_distributions(data.record.config.space).items() if not f.single()}
@@ -122,7 +122,7 @@ def parameters(data: ReportData) -> Iterator[Block]:
         yield Picture("All parameters together", parallel_figure(complete, shown), text, height=420)
 
 
-def pareto(data: ReportData) -> Iterator[Block]:
+def pareto(data: ReportData) -> Iterator[ContentBlock]:
     """What accuracy costs."""
     pictures = []
     rule, chosen = data.aim.rule, data.chosen
@@ -153,7 +153,7 @@ def pareto(data: ReportData) -> Iterator[Block]:
         yield Text("No trial with a known cost has run to its end.")
 
 
-def time_spent(data: ReportData) -> Iterator[Block]:
+def time_spent(data: ReportData) -> Iterator[ContentBlock]:
     """What became of the budget and of the devices' time, and who trained what when."""
     trials, count = data.trials, data.count
     kinds: tuple[Outcome, ...] = ("complete", "pruned", "infeasible", "failed attempt", "running")
@@ -196,7 +196,7 @@ def _times(summary: Summary) -> Iterator[str]:
         yield f"a worker needed {start_up.median_seconds:.1f} s from its start to its first trial (median)"
 
 
-def pruning(data: ReportData) -> Iterator[Block]:
+def pruning(data: ReportData) -> Iterator[ContentBlock]:
     """What pruning saved, and whether it stopped the wrong ones."""
     audit = data.audit
     if audit is None:

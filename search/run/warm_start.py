@@ -2,7 +2,7 @@
 
 A study file names some (``[[start]]``); `run --warm-start STUDY` adds the best that an earlier study on the same images
 has found. They are ordinary trials: the sampler learns from them, and where they are bad they cost their time and
-nothing else. Whether they were any good is told by `helped`.
+nothing else. `search.analysis.starts.start_value` says whether they were any good.
 """
 
 from collections.abc import Mapping, Sequence

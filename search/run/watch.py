@@ -10,11 +10,11 @@ from search.analysis.selection import candidates, selection_rule_of
 from search.attributes import CAUSE, CONFIG, FAULT, PARAMETERS, SECONDS, Fault
 from search.config.objective import score
 from search.events import (
+    AttemptOutcome,
     Best,
     Budget,
     EpochFinished,
     Event,
-    Outcome,
     SearchProgress,
     Stage,
     TrialFinished,
@@ -78,7 +78,7 @@ class Watcher:
 
 def _finished(trial: FrozenTrial) -> TrialFinished:
     attributes = trial.user_attrs
-    outcome: Outcome = "complete"
+    outcome: AttemptOutcome = "complete"
     if trial.state == TrialState.PRUNED:
         outcome = "infeasible" if attributes.get(FAULT) == Fault.INFEASIBLE else "pruned"
     elif trial.state == TrialState.FAIL:

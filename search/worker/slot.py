@@ -16,7 +16,7 @@ from data.errors import RunError, first_line
 from search import study as studies
 from search.attributes import OVERHEAD, SECONDS, TRACEBACK, WORKER, Fault
 from search.config.study_file import StudyConfig
-from search.events import Outcome, Show, TrialFinished
+from search.events import AttemptOutcome, Show, TrialFinished
 from search.ledger.attempts import (
     ERRORS_IN_A_ROW,
     MOST_DEATHS,
@@ -198,7 +198,7 @@ def _store_result(context: WorkerContext, attempt: Attempt, result: TrialResult)
         values = result.accuracy if result.cost is None else [result.accuracy, result.cost]
     attempt.notes[OVERHEAD] = round(context.timer.overhead(result.trained), 4)
     finish_attempt(context.ledger, attempt, result.state, values)
-    outcome: Outcome = "complete" if result.state == TrialState.COMPLETE else "pruned"
+    outcome: AttemptOutcome = "complete" if result.state == TrialState.COMPLETE else "pruned"
     number, seconds = attempt.trial.number, _seconds(attempt)
     context.show(TrialFinished(number, outcome, result.accuracy, result.epochs, seconds, None))
 
@@ -211,7 +211,7 @@ def _give_up(context: WorkerContext, runner: TrialRunner, attempt: Attempt, caus
     return True
 
 
-def _finished(attempt: Attempt, outcome: Outcome, cause: str) -> TrialFinished:
+def _finished(attempt: Attempt, outcome: AttemptOutcome, cause: str) -> TrialFinished:
     return TrialFinished(attempt.trial.number, outcome, None, 0, _seconds(attempt), cause)
 
 
