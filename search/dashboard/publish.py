@@ -15,6 +15,7 @@ One process at a time may publish a study.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
@@ -66,36 +67,34 @@ def publish(
     finished = [trial for trial in trials if trial.state.is_finished()]
     running = sum(trial.state == TrialState.RUNNING for trial in trials)
     attributes = study.user_attrs
-    done = attributes.get(PUBLISHED)
-    if done is None or done["format"] != FORMAT:
-        done = _empty()
-    before = json.dumps(done)
+    published = _published(attributes.get(PUBLISHED))
+    before = asdict(published)
 
     note = study_note(study, record, requested, storage_shown)
-    if done["note"] != digest(note):
+    if published.note != digest(note):
         save_study_note(study, note)
-        done["note"] = digest(note)
+        published.note = digest(note)
 
     figures: dict[str, go.Figure] = {}
     chosen = _chosen(study, trials)
     drawn_from = [requested, waiting, running, chosen, len(finished)]
-    if done["drawn_from"] != drawn_from:
+    if published.drawn_from != drawn_from:
         figures["search-budget"] = budget_figure(trials, requested, waiting)
-        if done["drawn_from"] is None or done["drawn_from"][-2:] != drawn_from[-2:]:
+        if published.drawn_from is None or published.drawn_from[-2:] != drawn_from[-2:]:
             figures["search-device-hours"] = device_hours_figure(trials)
             figures["search-accuracy-cost"] = accuracy_cost_figure(trials, chosen)
     retrain = attributes.get(RETRAIN)
     finale = {"confirmation": confirmation and as_json(confirmation), "retrain": retrain}
     finale_from = digest(json.dumps(finale, sort_keys=True)) if any(finale.values()) else ""
-    if done.get("finale_from", "") != finale_from:
+    if published.finale_from != finale_from:
         figures |= finale_figures(confirmation, optional_from_json(RetrainResult, retrain))
     if figures:
-        save_graphs(study, figures, done["graphs"], lambda: study.set_user_attr(PUBLISHED, done))
-    done |= {"drawn_from": drawn_from, "finale_from": finale_from}
+        save_graphs(study, figures, published.graphs, lambda: _store(study, published))
+    published.drawn_from, published.finale_from = drawn_from, finale_from
 
-    warnings = _publish_trials(study, finished, files, done)
-    if json.dumps(done) != before:
-        study.set_user_attr(PUBLISHED, done)
+    warnings = _publish_trials(study, finished, files, published)
+    if asdict(published) != before:
+        _store(study, published)
     return warnings
 
 
@@ -107,21 +106,42 @@ def _chosen(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int | None:
     return next((trial.number for trial in candidates(trials, rule, 1)), None)
 
 
-def _empty() -> dict[str, Any]:
-    """What `PUBLISHED` says of a study of which nothing has been published.
+@dataclass
+class Published:
+    """What of a study has been published; grows while it is.
 
-    ``trials``: those that have a note; ``owed``: those among them whose files could not be written; both as first and
-    last numbers of unbroken runs. ``drawn_from``: what the graphs depend on, as finished trials do not change;
-    ``finale_from``: a digest of what those of the finale depend on, absent where an earlier version published.
-    ``graphs``: digests of the pieces that each graph is stored in.
+    Attributes:
+        format: `FORMAT` of what is there.
+        note: digest of the study's note.
+        drawn_from: what the search's graphs depend on, as finished trials do not change; None before the first.
+        finale_from: digest of what the finale's graphs depend on; earlier versions stored none.
+        graphs: digests of the pieces that each graph is stored in.
+        trials: those that have a note, as first and last numbers of unbroken runs.
+        owed: those among them whose files could not be written, likewise.
     """
-    return {"format": FORMAT, "note": "", "drawn_from": None, "finale_from": "", "graphs": {}, "trials": [], "owed": []}
+
+    format: int = FORMAT
+    note: str = ""
+    drawn_from: list[int | None] | None = None
+    finale_from: str = ""
+    graphs: dict[str, list[str]] = field(default_factory=dict)
+    trials: list[list[int]] = field(default_factory=list)
+    owed: list[list[int]] = field(default_factory=list)
+
+
+def _published(stored: dict[str, Any] | None) -> Published:
+    """The study's attribute `PUBLISHED` as it is stored; nothing, if the looks have changed since."""
+    return Published(**stored) if stored is not None and stored["format"] == FORMAT else Published()
+
+
+def _store(study: optuna.Study, published: Published) -> None:
+    study.set_user_attr(PUBLISHED, asdict(published))
 
 
 def _publish_trials(
-    study: optuna.Study, finished: Sequence[FrozenTrial], files: Store, done: dict[str, Any]
+    study: optuna.Study, finished: Sequence[FrozenTrial], files: Store, published: Published
 ) -> list[str]:
-    noted, owed = _numbers(done["trials"]), _numbers(done["owed"])
+    noted, owed = _numbers(published.trials), _numbers(published.owed)
     new = [trial for trial in finished if trial.number not in noted]
     late = [trial for trial in finished if trial.number in owed]
     warnings: list[str] = []
@@ -139,9 +159,9 @@ def _publish_trials(
             save_trial_note(study, trial)
             noted.add(trial.number)
         if count % STAMP_EVERY == 0:
-            done |= {"trials": _runs(noted), "owed": _runs(owed)}
-            study.set_user_attr(PUBLISHED, done)
-    done |= {"trials": _runs(noted), "owed": _runs(owed)}
+            published.trials, published.owed = _runs(noted), _runs(owed)
+            _store(study, published)
+    published.trials, published.owed = _runs(noted), _runs(owed)
     return warnings
 
 
