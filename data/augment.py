@@ -1,7 +1,7 @@
 """Augmentation as pure functions of batches of tensors, on any device.
 
 Every function takes images of shape (n, 3, h, w), uint8 or floating point in [0, 255], and returns the same
-shape and dtype. Chance comes from an explicit generator only, so the same generator state gives the same batch.
+shape and dtype. Random numbers come only from an explicit generator, so the same generator state gives the same batch.
 
 One ``strength`` s in [0, 1] sets everything (`AugmentConfig`); 0 changes nothing.
 """
@@ -95,7 +95,7 @@ def crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor, side: int) -> Tensor:
-    """Lay a grey square of ``side`` pixels, its middle at (row, column), over each image; it may hang over.
+    """Lay a grey square of ``side`` pixels, its middle at (row, column), over each image; it may extend past the edge.
 
     Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     """
@@ -122,7 +122,7 @@ def colour_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturati
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Fold indices from just outside [0, size) back in, the edge pixel not repeated."""
+    """Fold indices from just outside [0, size) back in, without repeating the edge pixel."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
 

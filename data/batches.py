@@ -7,20 +7,20 @@ from data.augment import augment
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the remainder waits for another epoch's shuffle. At least one."""
+    """Whole batches in an epoch; the remaining images wait for another epoch's shuffle. At least one."""
     return max(1, images // batch_size)
 
 
 class Batches:
     """Batches of one data set, epoch by epoch.
 
-    Which batch is next is known to the device alone, so that `take` asks the host for nothing: a CUDA graph can hold
-    it, and replayed it gives the next batch each time.
+    Only the device knows which batch is next, so `take` asks the host for nothing: a CUDA graph can hold it, and each
+    replay gives the next batch.
 
     Args:
         images: uint8, shape (n, 3, h, w).
         labels: int64, shape (n,).
-        batch_size: images in a batch; fewer where there are fewer images.
+        batch_size: images in a batch; fewer if there are fewer images.
         strength: of the augmentation, in [0, 1].
         mirror: whether images may be flipped.
         generator: of order and augmentation; on the same device as the images.

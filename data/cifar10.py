@@ -29,7 +29,7 @@ PROBE_SECONDS = 12.0
 """How long a connection may take before the download site counts as out of reach."""
 
 STALL_SECONDS = 30.0
-"""How long a running download may stand still before it is given up."""
+"""How long a running download may stall before it is given up."""
 
 
 def folder(data_dir: Path) -> Path:
@@ -38,7 +38,7 @@ def folder(data_dir: Path) -> Path:
 
 
 def is_present(data_dir: Path) -> bool:
-    """Whether any CIFAR-10 file lies in ``data_dir``; says nothing of its health."""
+    """Whether any CIFAR-10 file is in ``data_dir``, intact or not."""
     return folder(data_dir).is_dir() and any((folder(data_dir) / name).exists() for name, _ in _files())
 
 
@@ -57,7 +57,7 @@ def _files() -> list[tuple[str, str]]:
 
 
 def verify(data_dir: Path) -> None:
-    """Raise `DataError` unless every file is there and whole."""
+    """Raise `DataError` unless every file is there and intact."""
     if not is_present(data_dir):
         raise DataError(f"no CIFAR-10 in {data_dir}")
     if damaged := damaged_files(data_dir):
@@ -68,7 +68,7 @@ def verify(data_dir: Path) -> None:
 
 
 def load_training_images(data_dir: Path) -> LabelledImages:
-    """The 50,000 training images; never touches the test batch's content.
+    """The 50,000 training images; never looks at the test batch's content.
 
     Raises:
         DataError: files are absent or damaged.
@@ -89,7 +89,7 @@ def download(data_dir: Path) -> None:
     """Fetch what is missing or damaged, with torchvision's progress bar, and verify it.
 
     One process at a time (`data.source.prepare` sees to that). One that is killed leaves nothing that passes for
-    CIFAR-10: files are unpacked aside, and the whole folder comes to its place at once.
+    CIFAR-10: files are unpacked elsewhere, and the whole folder is moved to its place at once.
 
     Raises:
         DataError: the folder cannot be written, or the download fails or stalls.
@@ -102,11 +102,11 @@ def download(data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         if not damaged_files(data_dir):
             return
-        _remove(aside)  # of one that was killed
+        _remove(aside)  # from a process that was killed
         previous = socket.getdefaulttimeout()
         socket.setdefaulttimeout(STALL_SECONDS)
         try:
-            # Not CIFAR10(download=True): that takes files for whole without looking at batches.meta.
+            # Not CIFAR10(download=True): it accepts files as intact without checking batches.meta.
             download_and_extract_archive(CIFAR10.url, data_dir, aside, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
         finally:
             socket.setdefaulttimeout(previous)
@@ -129,10 +129,10 @@ def _remove(folder_tree: Path) -> None:
 
 
 def can_fetch(data_dir: Path, timeout: float = PROBE_SECONDS) -> bool:
-    """Whether `download` can work: the published archive lies in ``data_dir``, or its site answers in time.
+    """Whether `download` can work: the published archive is in ``data_dir``, or its site answers in time.
 
-    The request runs in a thread of its own: looking a name up on a dead network can outlast any
-    socket timeout, and nobody should wait for that.
+    The request runs in a thread of its own: a name lookup on a dead network can outlast any
+    socket timeout, and the caller must not wait for that.
     """
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
@@ -156,5 +156,5 @@ def can_fetch(data_dir: Path, timeout: float = PROBE_SECONDS) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks, or its type where it has none."""
+    """An exception's text without line breaks, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Errors that end a command: what a user can mend, and what failed."""
+"""Errors that end a command: what a user can correct, and what failed."""
 
 
 class UserError(Exception):
@@ -14,6 +14,6 @@ class RunError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type where it has none."""
+    """The first line of an exception's text, or its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

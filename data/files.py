@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write a file under a partial name, and move it to its place once it is on the disk.
+    """Write a file under a partial name, and rename it once it is on the disk.
 
     A reader sees the earlier file or the new one, also after a power failure; after an error, the earlier one stays.
     Several processes may write the same file; the last one's stays.
@@ -39,7 +39,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file's whole content, text in UTF-8, as `whole_file` does.
 
     Raises:
-        OSError: the file could not be written; an earlier one is left as it was.
+        OSError: the file could not be written; an earlier one is unchanged.
     """
     with whole_file(path) as partial:
         if isinstance(content, str):

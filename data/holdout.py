@@ -1,4 +1,4 @@
-"""The test images. Nothing but the retrain may import this module; import-linter holds that in CI."""
+"""The test images. Only the retrain may import this module; import-linter enforces that in CI."""
 
 from dataclasses import dataclass
 from pathlib import Path

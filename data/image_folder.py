@@ -1,6 +1,6 @@
 """Any image set in ImageFolder layout: ``DIR/CLASS/*.png``, or ``DIR/train/CLASS`` with ``DIR/test/CLASS``.
 
-Images are decoded once (by one process of a machine; the others wait), brought to 3x32x32 and cached next to the user's
+Images are decoded once (by one process of a machine; the others wait), resized to 3x32x32 and cached next to the user's
 other caches; a changed folder (a file added, removed, resized or touched) is decoded again. Without a ``test`` folder a
 fixed, stratified sixth of the images is set aside as test images.
 """
@@ -36,10 +36,10 @@ MIN_PER_CLASS = 12
 """Fewer images of a class cannot be divided into fit, validation and test images."""
 
 MIN_PER_CLASS_TRAIN = 10
-"""The same where the test images lie in a folder of their own."""
+"""The same if the test images have a folder of their own."""
 
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
-"""All that PIL's decoders raised of 97,000 damaged files in 21 formats; RuntimeError comes with AVIF and DDS."""
+"""All that PIL's decoders raised for 97,000 damaged files in 21 formats; RuntimeError comes with AVIF and DDS."""
 
 
 def load_part(
@@ -47,7 +47,7 @@ def load_part(
 ) -> LabelledImages:
     """The training images, or with ``test`` those set aside; only `data.holdout` asks for the latter.
 
-    ``notify`` gets a line where another process is decoding them and this one waits for it.
+    ``notify`` gets a line if another process is decoding them and this one waits for it.
 
     Raises:
         DataError: no such folder, no classes in it, too few images, or an image that cannot be decoded.
@@ -55,7 +55,7 @@ def load_part(
     if not root.is_dir():
         raise DataError(f"folder:{root} is not a folder; it should hold one sub-folder of images per class")
     if (root / "train").is_dir() and (root / "test").is_dir():
-        # Compared whichever part is asked for: a study must not meet this after all its training.
+        # Compared for either part: a study must not run into this after all its training.
         if _classes(root / "train") != _classes(root / "test"):
             raise DataError(f"folder:{root} has other classes in test/ than in train/")
         part, at_least = ("test", 1) if test else ("train", MIN_PER_CLASS_TRAIN)
@@ -76,8 +76,8 @@ def _classes(root: Path) -> tuple[str, ...]:
 def _decoded(
     root: Path, cache_dir: Path, at_least: int, notify: Callable[[str], None]
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Images (uint8, (n, 3, 32, 32)), labels (int64, (n,)) and class names, from the cache where it is fresh."""
-    from torchvision.datasets import ImageFolder  # 1.6 s, which nobody else should wait for
+    """Images (uint8, (n, 3, 32, 32)), labels (int64, (n,)) and class names, from the cache if it is fresh."""
+    from torchvision.datasets import ImageFolder  # 1.6 s, needed here only
 
     try:
         listing = ImageFolder(root)
@@ -110,7 +110,7 @@ def _cached(cached: Path) -> Tensor | None:
 
 def _store(images: Tensor, cached: Path) -> None:
     """Write the cache whole or not at all; a cache that cannot be written costs time, not the study."""
-    with contextlib.suppress(OSError, SafetensorError):  # it may lie on a read-only disk, or below a file
+    with contextlib.suppress(OSError, SafetensorError):  # it may be on a read-only disk, or below a file
         cached.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(cached) as partial:
             save_file({"images": images}, partial)
@@ -139,10 +139,10 @@ class DecodedImage:
 
 
 def decode_image(path: Path) -> DecodedImage:
-    """Decode an image of any size and format that PIL knows, and bring it to 3x32x32.
+    """Decode an image of any size and format that PIL knows, and resize it to 3x32x32.
 
     Raises:
-        DataError: it is not there, or cannot be decoded.
+        DataError: it does not exist, or cannot be decoded.
     """
     try:
         with Image.open(path) as image:
@@ -156,6 +156,6 @@ def decode_image(path: Path) -> DecodedImage:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # convert() would turn all but the darkest 1/256 white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":  # by way of RGBA, or PIL warns of transparency
+    if image.mode == "P":  # via RGBA, or PIL warns of transparency
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 IMAGE_SIZE = 32
-"""Height and width, in pixels, to which every source is brought."""
+"""Height and width, in pixels, to which every source is resized."""
 
 
 @dataclass(frozen=True)

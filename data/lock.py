@@ -13,12 +13,12 @@ from typing import IO
 def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
     """Let one process at a time into the context; another one may have done the work before it enters.
 
-    If no lock can be had, all enter at once: a folder that nobody here can write needs none, and a few
+    If no lock is available, all enter at once: a folder that no process here can write needs none, and a few
     network file systems have none (ENOLCK, EOPNOTSUPP). NFS has held such locks for all its clients since Linux
     2.6.12; on others they may bind only the processes of one machine.
 
     Args:
-        lock: file, which exists only while somebody holds it; its folder is made if it is absent.
+        lock: file, which exists only while it is held; its folder is made if it is absent.
         waits: called if another process holds the lock, before the wait.
     """
     with contextlib.ExitStack() as stack:
@@ -32,19 +32,19 @@ def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def file_lock(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold a lock file, which exists only while somebody holds it. The hold ends with the process, however that ends.
+    """Hold a lock file, which exists only while it is held. The hold ends with the process, however that ends.
 
-    Not `filelock`: it leaves the file behind, polls, and cannot wait in a folder that is mounted read-only.
+    Not `filelock`: it does not remove the file, polls, and cannot wait in a folder that is mounted read-only.
 
     Args:
         path: the file; its folder must exist.
-        wait: until nobody else holds it.
+        wait: until no other process holds it.
 
     Yields:
         whether it is held; always true with ``wait``.
 
     Raises:
-        OSError: the file can be neither made nor read, or its file system knows no locks.
+        OSError: the file can be neither created nor read, or its file system has no locks.
     """
     while True:
         with _opened(path) as file:

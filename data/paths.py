@@ -1,4 +1,4 @@
-"""Where data lies on this machine. Importing this does not import torch."""
+"""Where data is on this machine. Importing this does not import torch."""
 
 import os
 from pathlib import Path
@@ -14,5 +14,5 @@ def data_folder(given: Path | None) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where this project keeps what it can make again (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
+    """Where this project keeps what it can recreate (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "block-search"

@@ -33,11 +33,11 @@ def check_name(dataset: str) -> None:
 
 
 def _silent(_: str) -> None:
-    """Nobody is told."""
+    """Ignore the line."""
 
 
 def resolve(dataset: str, data_dir: Path, notify: Callable[[str], None] = _silent) -> str:
-    """Turn ``auto`` into a data set that is there: CIFAR-10 on disk or downloaded, else digits.
+    """Turn ``auto`` into a data set that is available: CIFAR-10 on disk or downloaded, else digits.
 
     Damaged CIFAR-10 files are an error, never a silent change to digits.
     """
@@ -59,22 +59,22 @@ def resolve(dataset: str, data_dir: Path, notify: Callable[[str], None] = _silen
 def prepare(dataset: str, data_dir: Path, repair: bool = False, notify: Callable[[str], None] = _silent) -> None:
     """Make sure that a data set can be loaded, downloading what is absent and, with ``repair``, what is damaged.
 
-    One process of a machine downloads; others wait for it and find its files. Nothing is locked or written where all
+    One process of a machine downloads; others wait for it and find its files. Nothing is locked or written if all
     is there.
 
     Args:
         dataset: any but ``auto``.
         data_dir: the folder that holds torchvision's files.
         repair: fetch damaged files again; without it they are an error.
-        notify: gets a line where this process waits for another one.
+        notify: gets a line if this process waits for another one.
 
     Raises:
-        DataError: it cannot be had; the text names the ways out.
+        DataError: it is not available; the text says what can be done.
     """
     check_name(dataset)
     if dataset == "cifar10":
         if cifar10.damaged_files(data_dir):
-            # In the folder, which is where whoever downloads can write. Beside it that need not be so.
+            # In the folder: a process that downloads can write there, but perhaps not next to it.
             lock, waits = data_dir / ".cifar-10.lock", f"another process is fetching CIFAR-10 to {data_dir}; waiting"
             with one_at_a_time(lock, lambda: notify(waits)):
                 _fetch_cifar10(data_dir, repair)
@@ -83,7 +83,7 @@ def prepare(dataset: str, data_dir: Path, repair: bool = False, notify: Callable
 
 
 def _fetch_cifar10(data_dir: Path, repair: bool) -> None:
-    """Download what is absent or to be repaired; whoever was here before may have done it."""
+    """Download what is absent or to be repaired; an earlier process may have done it."""
     absent = not cifar10.is_present(data_dir)
     if absent or (repair and cifar10.damaged_files(data_dir)):
         if not cifar10.can_fetch(data_dir):

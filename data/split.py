@@ -44,7 +44,7 @@ def load_split(dataset: str, data_dir: Path, seed: int, device: torch.device) ->
         dataset: ``cifar10``, ``digits`` or ``folder:DIR``.
         data_dir: the folder that holds torchvision's files.
         seed: of the division; the same seed gives the same division everywhere.
-        device: where the tensors will lie.
+        device: where the tensors will be.
 
     Raises:
         DataError: the images are absent or damaged.

@@ -1,4 +1,4 @@
-"""A training on disk after an epoch, to go on from: one safetensors file; nothing is ever unpickled."""
+"""A training saved after an epoch, to be resumed: one safetensors file; nothing is ever unpickled."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from model.config import ConfigError
 from model.fit import FitState
 
 About = dict[str, Any]
-"""What a checkpoint tells of its training, made of what JSON knows."""
+"""What a checkpoint says about its training, as JSON data."""
 
 FORMAT = 1
 GENERATOR = "generator"
@@ -27,17 +27,17 @@ DAMAGE = (OSError, ValueError, RecursionError, SafetensorError)
 
 
 def save_checkpoint(path: Path, network: nn.Module, state: FitState, about: Mapping[str, Any]) -> None:
-    """Write a training as it is between two epochs; whole or not at all, in the place of an earlier one.
+    """Save a training between two epochs, whole or not at all; this replaces an earlier checkpoint.
 
     Args:
-        path: the file; its folder is made where it is absent.
+        path: the file; its folder is created if it is absent.
         network: on any device.
         state: this network's.
-        about: what `read_about` returns, made of what JSON knows.
+        about: what `read_about` returns, as JSON data.
 
     Raises:
         OSError: it could not be written; an earlier checkpoint is still there.
-        TypeError: ``about`` is no JSON; likewise.
+        TypeError: ``about`` is not JSON; likewise.
     """
     _write(path, _snapshot(network, state, about))
 
@@ -45,14 +45,14 @@ def save_checkpoint(path: Path, network: nn.Module, state: FitState, about: Mapp
 class CheckpointWriter:
     """Writes one training's checkpoints while the training goes on.
 
-    Only copying the tensors holds the training up: 8 ms in place of 61 for 20 MB on a busy EPYC core. The rest
-    happens in a thread, one checkpoint at a time. A process that is killed meanwhile leaves the checkpoint before.
-    Where ``written`` copies the file to an S3 server on the same machine, the thread takes 0.5 s in place of 0.1 for
-    23 MB, 40 ms more of a core, and the training is held up no longer.
+    Only copying the tensors delays the training: 8 ms instead of 61 for 20 MB on a busy EPYC core. The rest
+    happens in a thread, one checkpoint at a time. A process that is killed meanwhile leaves the previous checkpoint.
+    If ``written`` copies the file to an S3 server on the same machine, the thread takes 0.5 s instead of 0.1 for
+    23 MB, 40 ms more of a core, and the training is delayed no longer.
 
     Args:
-        path: the file; its folder is made where it is absent.
-        failed: gets the error where a checkpoint cannot be written, in the thread; none is written after that.
+        path: the file; its folder is created if it is absent.
+        failed: gets the error if a checkpoint cannot be written, in the thread; none is written after that.
         written: gets the file once it is whole, in the thread; nothing else is written before this returns.
     """
 
@@ -92,7 +92,7 @@ class CheckpointWriter:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """A checkpoint's content in the host's memory, which nobody changes any more."""
+    """A checkpoint's content in the host's memory; nothing changes it any more."""
 
     tensors: dict[str, Tensor]
     header: str
@@ -101,7 +101,7 @@ class _Snapshot:
 def _snapshot(network: nn.Module, state: FitState, about: Mapping[str, Any]) -> _Snapshot:
     header = json.dumps({"format": FORMAT, "epoch": state.epoch, "about": dict(about)})
     tensors = _tensors(network, state.optimizer.state_dict()["state"], state.generator)
-    # A copy, also on the CPU and of what is contiguous: the training goes on in these very tensors.
+    # Always a copy, even on the CPU and of contiguous tensors: the training continues in these tensors.
     copies = {
         name: value.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in tensors.items()
     }
@@ -115,7 +115,7 @@ def _write(path: Path, snapshot: _Snapshot) -> None:
 
 
 def read_about(path: Path) -> About | None:
-    """What `save_checkpoint` was told about the training, without reading a tensor.
+    """The ``about`` that `save_checkpoint` stored, without reading a tensor.
 
     None means "start afresh": the file is absent, cannot be read, is cut short, or is no checkpoint.
     """
@@ -127,20 +127,20 @@ def read_about(path: Path) -> About | None:
 
 
 def as_read_back(about: Mapping[str, Any]) -> About:
-    """Data as `read_about` gives it back: tuples are lists there."""
+    """Data as `read_about` returns it: tuples become lists."""
     plain: About = json.loads(json.dumps(about))
     return plain
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, and what a process that was killed in the middle of writing left of one."""
+    """Remove a checkpoint, and what a process that was killed while writing one left."""
     with contextlib.suppress(OSError):
         for leftover in (path, *path.parent.glob(f".{path.name}.*")):
             leftover.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, network: nn.Module, state: FitState) -> None:
-    """Bring a network and its state to where `save_checkpoint` found them.
+    """Restore a network and its state as `save_checkpoint` stored them.
 
     Args:
         path: the file.
@@ -150,7 +150,7 @@ def load_checkpoint(path: Path, network: nn.Module, state: FitState) -> None:
 
     Raises:
         ConfigError: the file cannot be read, or is another network's, optimizer's or device's; network and state
-            are then as they were.
+            are then unchanged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -170,7 +170,7 @@ def load_checkpoint(path: Path, network: nn.Module, state: FitState) -> None:
     except RuntimeError as error:
         raise ConfigError(f"the checkpoint {path} is damaged: it holds no generator's state") from error
 
-    # Nothing can be found wrong from here on.
+    # All checks have passed.
     for name, target in targets.items():
         target.copy_(saved[name])
     groups = state.optimizer.state_dict()["param_groups"]
@@ -199,9 +199,9 @@ def _tensors(
 
 
 def _empty_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Unset tensors for what the optimizers of `build_optimizer` keep of every parameter after their first step.
+    """Unset tensors for what the optimizers of `build_optimizer` keep for every parameter after their first step.
 
-    They lie in memory as the parameters do, which fused optimizers count on.
+    Their memory layout is that of the parameters, which fused optimizers rely on.
     """
     parameters = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
     if isinstance(optimizer, torch.optim.AdamW):

@@ -13,7 +13,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that describes no network or no training; its text is one line for the user."""
+    """A configuration that does not describe a network or a training; its text is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class NetworkConfig:
     """A block network.
 
     Attributes:
-        widths: channels that each block gives; their number is the number of blocks.
+        widths: output channels of each block; as many as there are blocks.
         convs: independent convolutional branches of every block.
         pooled: for each block, whether it halves the image.
-        pool_place: where a pooled block's 2x2 max-pool stands: at the end of every branch, as the public solution
-            has it (``branch``); right after the convolution, so that norm and activation see a quarter of the
+        pool_place: where a pooled block's 2x2 max-pool is: at the end of every branch, as in the public solution
+            (``branch``); right after the convolution, so that norm and activation see a quarter of the
             pixels (``conv``); or after the weighted sum (``sum``).
         activation: in the branches and between the output block's layers.
-        shortcut: add a block's input to its output where their shapes match.
+        shortcut: add a block's input to its output if their shapes match.
         head: widths of the output block's hidden layers; empty for one linear layer.
         classes: number of logits.
         image_size: height and width of the input, in pixels.
@@ -76,8 +76,8 @@ class FitConfig:
         augment: augmentation strength in [0, 1]; see `data.augment.augment_config`.
         warmup: share of the steps in which the rate climbs to its peak.
         schedule: how the rate falls from there to 0.
-        clip_norm: gradients longer than this are shortened to it; 0 leaves them alone.
-        precision: ``auto`` takes bfloat16 where the device gains from it.
+        clip_norm: gradients longer than this are shortened to it; 0: never.
+        precision: ``auto`` takes bfloat16 if the device gains from it.
         seed: of initial weights, order of images and augmentation.
     """
 

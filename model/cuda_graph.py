@@ -20,8 +20,8 @@ def graphed_step(step: Step, device: torch.device, generator: torch.Generator) -
     """A function that does what ``step`` does, each time it is called.
 
     Args:
-        step: takes all it needs from tensors on the device and leaves its results in such, without a word to the
-            host; it must launch the same work each time.
+        step: reads its inputs from tensors on the device and leaves its results in tensors there, without
+            involving the host; it must launch the same work each time.
         device: on the CPU, ``step`` itself is returned.
         generator: whose random numbers ``step`` draws.
     """
@@ -54,7 +54,7 @@ def _replayed_on_cuda(step: Step, device: torch.device, generator: torch.Generat
 
 
 def _capture(step: Step, stream: torch.cuda.Stream, generator: torch.Generator) -> torch.cuda.CUDAGraph | None:
-    """The step as a graph; None, with a warning, where it holds something that cannot be captured.
+    """The step as a graph; None, with a warning, if it holds something that cannot be captured.
 
     Capturing runs nothing: a training goes on from the same state either way.
     """

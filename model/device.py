@@ -1,4 +1,4 @@
-"""Devices: which there are, and what each gains from."""
+"""Devices: which exist, and what each gains from."""
 
 import contextlib
 import ctypes
@@ -23,10 +23,10 @@ def resolve_device(name: str) -> torch.device:
 def resolve_devices(name: str) -> list[torch.device]:
     """The devices that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``cuda:N,M`` stands for on this machine.
 
-    ``auto`` and ``cuda`` are all GPUs that this process sees; ``auto`` is the CPU where there is none.
+    ``auto`` and ``cuda`` are all GPUs that this process sees; ``auto`` is the CPU if there is none.
 
     Raises:
-        ConfigError: one is not there.
+        ConfigError: one does not exist.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not count):
@@ -43,7 +43,7 @@ def resolve_devices(name: str) -> list[torch.device]:
 
 
 def device_key(device: torch.device) -> str | None:
-    """What names a GPU wherever it is seen from, also in another container; None for the CPU."""
+    """A GPU's key, the same everywhere, also in another container; None for the CPU."""
     if device.type != "cuda":
         return None
     return str(torch.cuda.get_device_properties(device).uuid)
@@ -65,7 +65,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
 
 
 def describe_device(device: torch.device) -> str:
-    """A name that a person recognises, such as ``NVIDIA H100`` or ``AMD EPYC, 2 threads``."""
+    """A name for people, such as ``NVIDIA H100`` or ``AMD EPYC, 2 threads``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.cpu.get_capabilities().get('cpu_name') or 'CPU'}, {torch.get_num_threads()} threads"
@@ -104,7 +104,7 @@ def keep_freed_pages() -> None:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:
-    """Autocast off for as long as the context lasts, where it is on; else nothing, of which no trace is exported."""
+    """Turn autocast off within the context if it is on; else do nothing, which leaves no trace in an export."""
     if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
         return cast(AbstractContextManager[None], torch.autocast(device_type, enabled=False))
     return contextlib.nullcontext()
@@ -117,7 +117,7 @@ training's time (not measured on a GPU)."""
 
 @contextmanager
 def tuned_for_long_training(network: nn.Module, device: torch.device, seconds: float) -> Iterator[nn.Module]:
-    """The network in the form in which one training of about this many seconds takes least time.
+    """The network in the form that is fastest for one training of about this many seconds.
 
     It shares the given network's weights. On a GPU, cuDNN tries its algorithms for every new shape, and a long
     training is compiled; a network that cannot be compiled runs as it is. On the CPU nothing is changed: what a

@@ -17,7 +17,7 @@ CPU_BATCH_SIZE, GPU_BATCH_SIZE = 500, 2_500
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy (nats, without label smoothing) and share of images classed rightly."""
+    """Mean cross-entropy (nats, without label smoothing) and share of images classified correctly."""
 
     loss: float
     accuracy: float
@@ -25,7 +25,7 @@ class Evaluation:
 
 @contextlib.contextmanager
 def inference(network: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
-    """Eval mode, no gradients and the precision's autocast, for as long as this is open; the mode is put back."""
+    """Eval mode, no gradients and the precision's autocast, within the context; the mode is restored."""
     was_training = network.training
     dtype = autocast_dtype(precision, device)
     network.eval()
@@ -37,14 +37,14 @@ def inference(network: nn.Module, precision: Precision, device: torch.device) ->
 
 
 def predict_logits(network: nn.Module, images: Tensor, precision: Precision = "auto") -> Tensor:
-    """Logits (float32, (n, classes)) of uint8 images (n, 3, h, w), in eval mode; the mode is put back."""
+    """Logits (float32, (n, classes)) of uint8 images (n, 3, h, w), in eval mode; the mode is restored."""
     with inference(network, precision, images.device):
         batches = torch.split(images, CPU_BATCH_SIZE if images.device.type == "cpu" else GPU_BATCH_SIZE)
         return torch.cat([network(batch) for batch in batches]).float()
 
 
 def loss_and_accuracy(network: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto") -> Tensor:
-    """Loss and accuracy as `evaluate` has them, float32 (2,) on the device: the host need not wait."""
+    """Loss and accuracy as in `evaluate`, float32 (2,) on the device: the host need not wait."""
     logits = predict_logits(network, images, precision)
     return torch.stack([F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()])
 

@@ -1,4 +1,4 @@
-"""A saved model as one file that needs nothing of this project, held to the network by real images."""
+"""A saved model as one file that needs nothing of this project, checked against the network on real images."""
 
 import importlib.util
 import io
@@ -23,18 +23,18 @@ from model.saved import SavedModel
 ExportFormat = Literal["onnx", "torch-export"]
 SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 CLASSES = "classes.json"
-"""Under this name both formats hold the names of the classes, as a list in JSON."""
+"""Both formats store the names of the classes under this name, as a list in JSON."""
 
 CHECKED_IMAGES = 256
 TOLERANCE = 1e-4
-"""By how much a logit may differ, as a share of the largest logit (or of 1, where that is larger).
+"""By how much a logit may differ, as a share of the largest logit (or of 1, if that is larger).
 
 Measured on a network after three epochs on CIFAR-10, on an EPYC core: both formats 4e-7, weights rounded to half
 precision 6e-4, passes in bfloat16 7e-3.
 """
 
 MOST_ONNX_BYTES = 2_000_000_000
-"""An ONNX file with its weights inside is one protobuf message, which 2 GiB bound."""
+"""An ONNX file with its weights inside is one protobuf message, which is limited to 2 GiB."""
 
 NEEDED_FOR_ONNX = ("onnx", "onnxruntime", "onnxscript")
 
@@ -48,7 +48,7 @@ class Agreement:
         source: what they are.
         difference: largest absolute difference of a logit.
         allowed: the largest that passes.
-        same_class: number of images of which both name the same class.
+        same_class: number of images for which both predict the same class.
     """
 
     images: int
@@ -59,7 +59,7 @@ class Agreement:
 
     @property
     def passes(self) -> bool:
-        """Whether the file is the network; a difference that is not a number is none that passes."""
+        """Whether the file computes the network; a difference that is not a number does not pass."""
         return self.difference <= self.allowed
 
     def __str__(self) -> str:
@@ -70,10 +70,10 @@ class Agreement:
 
 
 def format_for(out: Path | None, wanted: ExportFormat | None) -> ExportFormat:
-    """The format that was asked for, else the one that the file's name asks for, else ONNX.
+    """The format that was asked for, else the one of the file's ending, else ONNX.
 
     Raises:
-        UserError: the name ends in what no format has, or another one has.
+        UserError: the file's ending belongs to no format, or to another one.
     """
     by_name = {suffix: form for form, suffix in SUFFIXES.items()}
     if out is None:
@@ -85,15 +85,15 @@ def format_for(out: Path | None, wanted: ExportFormat | None) -> ExportFormat:
 
 
 def export(saved: SavedModel, form: ExportFormat, out: Path, data_dir: Path) -> Agreement:
-    """Write a model as one file, after the file has given the network's logits on real images.
+    """Write a model as one file, after it has reproduced the network's logits on real images.
 
-    The file takes uint8 images (n, 3, 32, 32), any n from 1, named ``images``; it gives ``logits`` (n, classes),
-    averaged over image and mirror image where the model predicts so.
+    The file takes uint8 images (n, 3, 32, 32), any n from 1, named ``images``; it returns ``logits`` (n, classes),
+    averaged over image and mirror image if the model predicts that way.
 
     Args:
         saved: on the CPU.
         form: of the file.
-        out: the file; its folder is made where it is absent. An earlier file stays until the new one has passed.
+        out: the file; its folder is created if it is absent. An earlier file stays until the new one has passed.
         data_dir: where the images of the model's data set are looked for.
 
     Raises:
@@ -103,7 +103,7 @@ def export(saved: SavedModel, form: ExportFormat, out: Path, data_dir: Path) -> 
     _refuse_what_cannot_be(saved, form)
     images, source = real_images(saved, data_dir)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)  # first: a path that cannot be written is named before the work
+        out.parent.mkdir(parents=True, exist_ok=True)  # first: report a path that cannot be written before the work
         program = _program(saved)
         content = _onnx(program, saved.classes) if form == "onnx" else _torch_export(program, saved.classes)
         with whole_file(out) as partial:
@@ -195,10 +195,10 @@ def compare(saved: SavedModel, run: Callable[[Tensor], Tensor], images: Tensor, 
 
 
 def real_images(saved: SavedModel, data_dir: Path) -> tuple[Tensor, str]:
-    """Images to compare on, and what they are: the model's own validation images, where they are at hand.
+    """Images to compare on, and what they are: the model's own validation images, if they are available.
 
-    Fit images follow where these are fewer than `CHECKED_IMAGES`, and scikit-learn's digits stand in where both are:
-    what is compared is two ways to compute one function, not accuracy.
+    Fit images follow if these are fewer than `CHECKED_IMAGES`; if both together are, scikit-learn's digits replace
+    them: this compares two ways to compute one function, not accuracy.
     """
     match saved.about.get("dataset"):
         case {"name": str(name)}:

@@ -26,7 +26,7 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class FitState:
-    """All that a training changes besides its network; `fit` keeps it up to date.
+    """Everything that a training changes besides its network; `fit` keeps it up to date.
 
     Attributes:
         optimizer: of the network's parameters, with its momentum.
@@ -40,23 +40,23 @@ class FitState:
 
 
 def start_state(network: nn.Module, config: FitConfig, device: torch.device) -> FitState:
-    """The state before the first epoch of a network that lies on the device."""
+    """The state before the first epoch of a network on the device."""
     return FitState(build_optimizer(network, config), torch.Generator(device).manual_seed(config.seed))
 
 
 def fit(network: nn.Module, split: Split, config: FitConfig, *, state: FitState | None = None) -> Iterator[EpochResult]:
     """Train a network on a split's fit images and yield after every epoch.
 
-    The network lies on the split's device and is trained in place; between epochs the caller may look at it,
+    The network is on the split's device and is trained in place; between epochs the caller may look at it,
     save it, or stop. Same seed, device and software give the same numbers.
 
     Args:
         network: on the split's device.
         split: images and labels.
-        config: of the whole training, also where it goes on from a state.
+        config: of the whole training, also if it resumes from a state.
         state: this network's, from `start_state` or as `model.checkpoint.load_checkpoint` restored it. The training
-            goes on after its last epoch as if it had never stopped, and yields nothing if no epoch is left. It is up
-            to date whenever `fit` has yielded; after an error it fits the network no more. None: from the start.
+            continues after its last epoch as if it had never stopped, and yields nothing if no epoch is left. It is up
+            to date whenever `fit` has yielded; after an error it no longer matches the network. None: from the start.
 
     Raises:
         NonFiniteLossError: the loss of an epoch was not finite.
@@ -109,7 +109,7 @@ class _EpochTotals:
 
     Attributes:
         losses: of every step, float32 (steps,).
-        hits: images classed rightly, float32 (1,).
+        hits: images classified correctly, float32 (1,).
     """
 
     losses: Tensor
@@ -126,7 +126,7 @@ def _step(
 ) -> Step:
     """A function that trains the network on the next batch.
 
-    All that changes from step to step lies on the device: the host has no part in a step but to start it.
+    Everything that changes from step to step is on the device: the host only starts a step.
     """
     optimizer, device = state.optimizer, batches.labels.device
     dtype = autocast_dtype(config.precision, device)
@@ -153,7 +153,7 @@ def _step(
 
 
 def lr_factors(config: FitConfig, epoch_steps: int) -> list[float]:
-    """The share of its peak that the learning rate has in every step of a training."""
+    """The learning rate of every step of a training, as a share of its peak."""
     steps = config.epochs * epoch_steps
     return [lr_factor(step, steps, config.warmup, config.schedule) for step in range(steps)]
 
@@ -177,7 +177,7 @@ def lr_factor(step: int, steps: int, warmup: float, schedule: Schedule) -> float
 
 
 def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> None:
-    """One backward pass and one update, with the gradient's length held to ``clip_norm`` (0: left alone)."""
+    """One backward pass and one update, with the gradient's length limited to ``clip_norm`` (0: not limited)."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if clip_norm:

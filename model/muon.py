@@ -14,23 +14,23 @@ from torch import Tensor
 MOMENTUM = 0.6
 NEWTON_SCHULZ_STEPS = 3
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients that bring every singular value near 1 in a few steps, none of them exactly there."""
+"""Coefficients that bring every singular value near 1 in a few steps, but none exactly to 1."""
 
 
 class Muon(torch.optim.SGD):
     """Muon for filters and Nesterov SGD for the rest, in one optimizer.
 
-    A batch norm after a branch's convolution takes any scale of its filters out again, so they are held at the norm of
+    A batch norm after a branch's convolution removes any scale of its filters, so they are held at the norm of
     an orthogonal matrix: the learning rate is then the angle, in radians, by which a step turns them at most, and they
     need no weight decay.
 
     Args:
-        filters: weights (L * width, channels, 3, 3) of convolutions whose L branches of ``width`` are matrices of their
-            own, each with its L.
+        filters: weights (L * width, channels, 3, 3) of convolutions, each with its L; each of the L branches of
+            ``width`` is a matrix of its own.
         rest: parameter groups as `torch.optim.SGD` takes them.
         lr: peak, of the filters.
         momentum: of the rest.
-        dtype: to orthogonalise in; bfloat16 is enough where the device is fast at it.
+        dtype: to orthogonalise in; bfloat16 is enough if the device is fast at it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Muon(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Put directions in the place of the filters' gradients, then step as SGD does."""
+        """Replace the filters' gradients by directions, then step as SGD does."""
         for group in self.param_groups:
             if "branches" in group:
                 for weight in group["params"]:
@@ -72,14 +72,14 @@ class Muon(torch.optim.SGD):
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """About the orthogonal matrix nearest to each one, U V' of its singular value decomposition U S V'.
+    """Approximately the orthogonal matrix nearest to each one, U V' of its singular value decomposition U S V'.
 
     Args:
         matrices: (n, rows, columns), of any scale.
         dtype: to compute in.
 
     Returns:
-        as many, in their own dtype, with singular values of about 0.7 to 1.2, but for those far below the largest,
+        as many, in their own dtype, with singular values of about 0.7 to 1.2, except those far below the largest,
         which stay small.
     """
     a, b, c = NEWTON_SCHULZ
@@ -96,13 +96,13 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _as_matrices(filters: Tensor, branches: int) -> Tensor:
-    """(L * width, channels, 3, 3) as (L, width, 9 * channels): a view where channels lie last."""
+    """(L * width, channels, 3, 3) as (L, width, 9 * channels): a view if channels are last."""
     matrices: Tensor = filters.permute(0, 2, 3, 1).reshape(branches, len(filters) // branches, -1)
     return matrices
 
 
 def _as_filters(matrices: Tensor, like: Tensor) -> Tensor:
-    """`_as_matrices` undone; channels lie last."""
+    """The inverse of `_as_matrices`; channels are last."""
     outputs, channels, height, width = like.shape
     filters: Tensor = matrices.reshape(outputs, height, width, channels).permute(0, 3, 1, 2)
     return filters

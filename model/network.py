@@ -18,7 +18,7 @@ class Block(nn.Module):
     [l * width, (l + 1) * width).
 
     Shapes: x (n, channels, h, w) and its channel means (n, channels) to x' (n, width, h, w), or
-    (n, width, h // 2, w // 2) where pooled, and its channel means (n, width).
+    (n, width, h // 2, w // 2) if pooled, and its channel means (n, width).
     """
 
     def __init__(self, channels: int, width: int, pooled: bool, config: NetworkConfig) -> None:
@@ -82,7 +82,7 @@ def build_network(config: NetworkConfig, seed: int = 0, device: torch.device | s
     """A freshly initialised network on a device; the seed alone decides its weights.
 
     The weights are drawn on the CPU, so that they are the same on every device, and the global generator is
-    left as it was.
+    unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -20,8 +20,8 @@ class Prediction:
 
     Attributes:
         image: the file.
-        probabilities: the most probable classes with their probabilities, in falling order.
-        resized_from: width and height in the file; None where they are the network's.
+        probabilities: the most probable classes with their probabilities, in descending order.
+        resized_from: width and height in the file; None if they are the network's.
     """
 
     image: Path
@@ -30,7 +30,7 @@ class Prediction:
 
 
 def open_model(folder: Path, device: torch.device) -> SavedModel:
-    """A saved model that takes images of the size to which this project brings all.
+    """A saved model that takes images of the size to which this project resizes all.
 
     Raises:
         ConfigError: there is none, or it is damaged.
@@ -43,12 +43,12 @@ def open_model(folder: Path, device: torch.device) -> SavedModel:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images in a folder and those below it, by the endings of their names, in the order of their paths.
+    """The images in a folder and those below it, recognised by their endings, in the order of their paths.
 
     Raises:
-        UserError: it is not there, or holds none.
+        UserError: it does not exist, or holds none.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # 1.6 s, which only whole folders wait for
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # 1.6 s, needed for whole folders only
 
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
@@ -67,13 +67,13 @@ def predict(
 ) -> list[Prediction]:
     """What a model sees in images of any size and format.
 
-    Computed in float32, so that two devices give the same probabilities as nearly as can be.
+    Computed in float32, so that two devices give the same probabilities as nearly as possible.
 
     Args:
         saved: on the device.
         paths: the images.
         device: to compute on.
-        top: classes of each image, the most probable ones; all where there are fewer.
+        top: classes of each image, the most probable ones; all if there are fewer.
         unreadable: gets the error of each image that cannot be read, which is then left out; it may raise it.
     """
     pictures: list[tuple[Path, DecodedImage]] = []

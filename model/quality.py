@@ -15,7 +15,7 @@ from model.evaluate import inference, predict_logits
 CALIBRATION_BINS = 15
 WARM_UP_PASSES, TIMED_PASSES = 10, 100
 LATENCY_SECONDS = 2.5
-"""After so long `latency` begins no further pass."""
+"""After this time `latency` begins no further pass."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Quality:
     """What a classifier is worth on a set of images.
 
     Attributes:
-        accuracy: share of the images classed rightly.
+        accuracy: share of the images classified correctly.
         loss: mean cross-entropy without label smoothing, in nats.
         per_class: accuracy on the images of each class; None for a class without images.
         confusion: numbers of images, a row for each true class, a column for each predicted one.
@@ -44,7 +44,7 @@ class Quality:
 class Mirrored(nn.Module):
     """A network whose logits (float32) are the mean of those of an image and of its mirror image.
 
-    This is test-time augmentation; two passes in place of one.
+    This is test-time augmentation; two passes instead of one.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -63,7 +63,7 @@ def as_predictor(network: nn.Module, flip: bool) -> nn.Module:
 
 
 def logits_of(network: nn.Module, images: Tensor, precision: Precision = "auto", flip: bool = False) -> Tensor:
-    """Logits (float32, (n, classes)) of uint8 images (n, 3, h, w), in batches; the network's mode is put back.
+    """Logits (float32, (n, classes)) of uint8 images (n, 3, h, w), in batches; the network's mode is restored.
 
     Args:
         network: on the images' device.
@@ -113,9 +113,9 @@ def _calibration_error(logits: Tensor, hits: Tensor) -> float:
 
 
 def latency(network: nn.Module, batch: int, precision: Precision = "auto", size: int = 32) -> float:
-    """Median seconds of a forward pass of a batch, on the network's device, from images that lie there.
+    """Median seconds of a forward pass of a batch, on the network's device, from images that are there.
 
-    Takes about three seconds at most, or two passes where these take longer.
+    Takes about three seconds at most, or two passes if these take longer.
 
     Args:
         network: left in its mode.

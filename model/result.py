@@ -1,4 +1,4 @@
-"""What one epoch of training gives. Importing this does not import torch."""
+"""The result of one epoch of training. Importing this does not import torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch of training gave.
+    """The result of one epoch of training.
 
     Attributes:
         epoch: from 1.
         train_loss: mean over the epoch's batches of the smoothed cross-entropy, in nats.
         train_accuracy: over the epoch's augmented images, as they were trained on.
         validation_loss: cross-entropy without smoothing, in nats.
-        validation_accuracy: share of the validation images classed rightly.
+        validation_accuracy: share of the validation images classified correctly.
         images_per_second: training alone, without validation.
         lr: learning rate of the epoch's last step.
         seconds: of the whole epoch, validation included.

@@ -20,7 +20,7 @@ from model.network import BlockNetwork, build_network
 WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
 FORMAT = 1
 
-# What no network of this project comes near; a file that claims more is refused before anything is built of it.
+# Far above any network of this project; a file that claims more is refused before anything is built from it.
 MOST_BYTES = 4 * 2**30
 MOST_LAYERS = 1_000
 LARGEST_NUMBER = 2**20
@@ -33,8 +33,8 @@ class SavedModel:
     Attributes:
         network: in eval mode.
         classes: names in the order of the logits.
-        flip: it was chosen with test-time augmentation, and predicts so (`model.quality.logits_of`).
-        about: whatever else ``config.json`` holds, as `save_model` was given it.
+        flip: it was chosen with test-time augmentation, and predicts with it (`model.quality.logits_of`).
+        about: everything else in ``config.json``, as passed to `save_model`.
     """
 
     network: BlockNetwork
@@ -53,16 +53,16 @@ def save_model(
     """Write ``model.safetensors``, ``config.json`` and ``metrics.json``; each whole or not at all.
 
     Args:
-        folder: made where it is absent.
+        folder: created if it is absent.
         network: on any device.
         classes: names in the order of the logits.
-        about: whatever else belongs into ``config.json``, such as how the network was trained. A key ``predict`` says
+        about: all else that belongs in ``config.json``, such as how the network was trained. A key ``predict`` says
             how the network predicts: ``{"flip": True}`` with test-time augmentation.
         metrics: what was measured.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    content = save(weights, metadata={"format": "pt"})  # save_file would make it readable to its owner only
+    content = save(weights, metadata={"format": "pt"})  # save_file would make it readable by its owner only
     write_whole(folder / WEIGHTS, content)
     config = {
         "format": FORMAT,
@@ -77,7 +77,7 @@ def save_model(
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> SavedModel:
-    """Load what `save_model` wrote, after a look at whether it is still that.
+    """Load what `save_model` wrote, after checking that it is unchanged.
 
     Raises:
         ConfigError: a file is missing, was altered or is not what it should be.
@@ -89,7 +89,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> SavedModel:
         saved = _load(folder)
     except (OSError, ValueError, RecursionError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"the saved model in {folder} is damaged: {' '.join(str(error).split())}") from error
-    saved.network.to(device)  # not above: a device that is not there is no damage
+    saved.network.to(device)  # not above: a missing device is not damage
     return saved
 
 
@@ -97,7 +97,7 @@ OWN_KEYS = {"format", "input", "network", "classes", "sha256"}
 
 
 def _load(folder: Path) -> SavedModel:
-    """The model, on the CPU; ValueError and others that `load_model` names where there is something wrong with it."""
+    """The model, on the CPU; ValueError and others that `load_model` names if something is wrong with it."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise ValueError(f"{CONFIG} holds no table")

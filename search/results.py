@@ -1,4 +1,4 @@
-"""What a search's finale gives, as types: the confirmation, the retrain, and the parts of a retrain that are done.
+"""The results of a search's finale, as types: the confirmation, the retrain, and the parts of a retrain that are done.
 
 They are stored as JSON: in the study's attributes, in ``summary.json`` and in ``metrics.json``. `as_json` writes it and
 `from_json` reads it. A field of a dataclass is a key of the same name. A field whose default is None is left out of the
@@ -40,10 +40,10 @@ class ConfirmedConfiguration:
         trial, params: its number in the search; Optuna's parameters.
         parameters, flops: trainable values; operations of one image, forward.
         latency: seconds of a forward pass; None if the search did not measure it.
-        search_accuracy: what the search gave it.
+        search_accuracy: its accuracy in the search.
         accuracies: on the validation images, by seed.
         mean, std, n: of these; None for too few; how many there are.
-        behind: how far its mean lies behind the best one; None for the best, and if the noise is not known.
+        behind: how far its mean is below the best one; None for the best, and if the noise is not known.
     """
 
     trial: int
@@ -162,7 +162,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Slope:
-    """Slope of a curve's last fifth, in accuracy an epoch, with its 95 % interval."""
+    """Slope of a curve's last fifth, in accuracy per epoch, with its 95 % interval."""
 
     per_epoch: float
     low: float
@@ -178,7 +178,7 @@ class LengthTraining:
         validation_accuracy, averaged: at the end, with the last weights and with averaged ones.
         flip, averaged_flip: both with flip test-time augmentation; None if mirrored images mean something else.
         slope: of the end of its curve; None for fewer than three epochs.
-        curve, losses: a point an epoch; the steps, thinned.
+        curve, losses: a point per epoch; the steps, thinned.
     """
 
     epochs: int
@@ -213,7 +213,7 @@ class FinalTraining:
 
     Attributes:
         train_accuracy, train_loss: of the network that is tested, without augmentation.
-        curve, losses: a point an epoch, without validation; the steps, thinned.
+        curve, losses: a point per epoch, without validation; the steps, thinned.
     """
 
     seed: int
@@ -265,7 +265,7 @@ class AccuracyEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainResult:
-    """What a retrain gave. What has a default is missing in results of earlier versions.
+    """The result of a retrain. A field with a default is missing in results of earlier versions.
 
     Attributes:
         trial: the winner.
@@ -315,7 +315,7 @@ class RetrainResult:
 
 
 def as_json(value: object) -> Any:
-    """A result as JSON holds it: objects, lists and plain values; see this module's own words for absent keys."""
+    """A result as JSON holds it: objects, lists and plain values; see this module's docstring for absent keys."""
     if is_dataclass(value):
         parts = ((field, getattr(value, field.name)) for field in fields(value))
         return {field.name: as_json(part) for field, part in parts if part is not None or field.default is not None}

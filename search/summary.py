@@ -134,7 +134,7 @@ class RunningTrial:
         trial: its number.
         epoch: the last one that it reported; None before the first.
         accuracy: after that epoch.
-        worker: who trains it; None if somebody else's program does.
+        worker: who trains it; None if another program does.
     """
 
     trial: int
@@ -152,7 +152,7 @@ class WorkerStatus:
         state: ``idle``, ``working``, ``silent`` or ``dead``.
         device: empty until it has one.
         slot: that it has leased.
-        progress: of its trial: number, epoch, epochs, accuracy, images a second.
+        progress: of its trial: number, epoch, epochs, accuracy, images per second.
         start_up_seconds: until it began its first trial.
         last_heartbeat_seconds: since its last heartbeat.
     """
@@ -174,7 +174,7 @@ class WorkerOutput:
         worker: its name, ``host:pid``.
         state: as in `WorkerStatus`, or ``left``.
         farewell: why it left.
-        place: where all that it printed is; None if its launcher did not say.
+        place: where everything that it printed is; None if its launcher did not say.
         lines: the last ones.
     """
 
@@ -187,7 +187,7 @@ class WorkerOutput:
 
 @dataclass(frozen=True)
 class Status:
-    """A study's summary, and who works at it; ``logs`` is None unless somebody wants to see them."""
+    """A study's summary, and who works at it; ``logs`` is None unless they were asked for."""
 
     summary: Summary
     running_trials: tuple[RunningTrial, ...]

@@ -1,1 +1,1 @@
-"""Compiled code for the CPU; `model.kernels.dispatch` is its door."""
+"""Compiled code for the CPU; `model.kernels.dispatch` is its entry point."""

@@ -1,4 +1,4 @@
-// What the kernels share: vectors of 16 lanes, bfloat16, and whole numbers that are rounded up.
+// Shared by the kernels: vectors of 16 lanes, bfloat16, and integers rounded up.
 
 #pragma once
 
@@ -25,7 +25,7 @@ INLINE int64_t ceil_div(int64_t x, int64_t step) { return (x + step - 1) / step;
 INLINE int64_t round_up(int64_t x, int64_t step) { return ceil_div(x, step) * step; }
 
 INLINE Floats widened(Halves bits) { return (Floats)(__builtin_convertvector(bits, Words) << 16); }
-INLINE Halves rounded(Floats value) {  // to nearest, ties to even; a NaN stays one
+INLINE Halves rounded(Floats value) {  // to nearest, ties to even; a NaN stays a NaN
 #ifdef __AVX512BF16__
   return (Halves)_mm512_cvtneps_pbh((__m512)value);
 #else
@@ -36,7 +36,7 @@ INLINE Halves rounded(Floats value) {  // to nearest, ties to even; a NaN stays 
 
 #ifdef __AVX512BF16__
 INLINE bfloat16 rounded(float x) { return bfloat16(_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0)); }
-// The first `count` lanes, at most all.
+// The first `count` lanes, or all of them if there are fewer.
 INLINE __mmask16 lanes_of(int64_t count) { return __mmask16(count >= LANES ? 0xffff : (1u << count) - 1); }
 INLINE void prefetch(const void* from) { _mm_prefetch((const char*)from, _MM_HINT_T0); }
 #endif

@@ -1,6 +1,6 @@
-"""The door to compiled code: a block's convolution and its tail, by the first kernel that supports them.
+"""The entry point of compiled code: a block's convolution and its tail, by the first kernel that supports them.
 
-Where none does, PyTorch's own operations are used (`model.kernels.plain`): on a GPU, without a compiler, and when a
+If none does, PyTorch's own operations are used (`model.kernels.plain`): on a GPU, without a compiler, and when a
 network is traced.
 """
 
@@ -74,8 +74,8 @@ def convolve(x: Tensor, conv: nn.Conv2d, pool_place: PoolPlace | None) -> tuple[
         pool_place: of the block's 2x2 max-pool, if any.
 
     Returns:
-        the output, (n, outputs, h, w) or half as high and wide; and where the pool is still to be done, None if
-        nowhere.
+        the output, (n, outputs, h, w) or half as high and wide; and the place of the pool if it is
+        still to be done, else None.
     """
     pooled = pool_place == "conv"
     if _may_be_compiled():

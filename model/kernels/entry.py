@@ -1,4 +1,4 @@
-"""Functions of compiled libraries with declared arguments: what does not fit is an error, not memory corruption.
+"""Functions of compiled libraries with declared arguments: a mismatch is an error, not memory corruption.
 
 A function takes its arguments by name only. ctypes checks each of them against its declaration and raises
 `ctypes.ArgumentError`; a missing one is a TypeError.
@@ -39,7 +39,7 @@ class TensorArgument:
         """What ctypes passes for a value.
 
         Raises:
-            TypeError: it is no tensor of this kind; ctypes makes it an ArgumentError.
+            TypeError: it is not a tensor of this kind; ctypes makes this an ArgumentError.
         """
         if value is None and self.optional:
             return None
@@ -65,7 +65,7 @@ def activations(dtype: torch.dtype, optional: bool = False) -> TensorArgument:
 
 
 def vector(optional: bool = False) -> TensorArgument:
-    """An argument of one float32 a channel."""
+    """An argument of one float32 per channel."""
     return TensorArgument(torch.float32, 1, optional=optional)
 
 
@@ -98,5 +98,5 @@ def entry(source: Path, name: str, result: type[Any] | None, **arguments: Any) -
 
 
 def empty_activations(n: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """A new tensor (n, channels, height, width), channels last in memory, of any values."""
+    """A new tensor (n, channels, height, width), channels last in memory, uninitialised."""
     return torch.empty(n, channels, height, width, dtype=dtype, memory_format=torch.channels_last)

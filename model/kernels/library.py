@@ -1,7 +1,7 @@
-"""Code for this very processor: C++ sources of this package, compiled once a machine.
+"""Code for this very processor: C++ sources of this package, compiled once per machine.
 
 A source is compiled by the C++ compiler found there (`$CXX`, c++, g++, clang++; a few seconds), for that very
-processor, and kept in the cache folder. Where there is no compiler, or a source does not compile because it needs
+processor, and kept in the cache folder. If there is no compiler, or a source does not compile because it needs
 instructions that the processor lacks, the caller has other ways to do the same.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data.paths import cache_folder
 
-# No -ffast-math: a NaN must stay one, so that a diverged training is seen.
+# No -ffast-math: a NaN must stay a NaN, so that a diverged training is seen.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=c++17")
 LINK_FLAGS = ("-fopenmp", "-shared", "-fPIC")
 COMPILE_SECONDS = 120
@@ -27,11 +27,11 @@ COMPILE_SECONDS = 120
 
 @functools.cache
 def library(source: Path) -> ctypes.CDLL | None:
-    """The compiled code of a source, loaded; None where it cannot be had."""
+    """The compiled code of a source, loaded; None if it is not available."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
     if compiler is None:
         return None
-    for folder in (cache_folder, _passing_folder):  # the cache may lie where nothing can be written
+    for folder in (cache_folder, _passing_folder):  # the cache may be in a place that cannot be written
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             return ctypes.CDLL(str(_compiled(compiler, source, folder() / "compiled")))
     return None
@@ -45,7 +45,7 @@ def _passing_folder() -> Path:
 
 
 def _compiled(compiler: str, source: Path, folder: Path) -> Path:
-    """The shared library of this source, compiler and processor, made where it is not there yet."""
+    """The shared library of this source, compiler and processor, compiled if it does not exist yet."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS).stdout
     headers = (header.read_bytes() for header in sorted(source.parent.glob("*.h")))
     parts = (source.read_bytes(), *headers, " ".join(FLAGS + LINK_FLAGS).encode(), version, _processor().encode())

@@ -1,13 +1,13 @@
 // The first block's 3x3 convolution (stride 1, padding 1; 1 to 7 channels, an image's 3) in bfloat16, and the 2x2
-// max-pool after it, as one pass; and the gradients of its filters.
+// max-pool after it, in one pass; and the gradients of its filters.
 //
-// So few channels leave sums of 9 C + 1 products (bias is the weight of a constant 1), and time goes to memory: what
-// the convolution writes is four times as large as what the pool leaves. Here four pixels of a window stay in
-// registers until the largest is found, and only that one and its place are stored. Backward, gradients are spread
-// to their places on their way to the products, which are as many as without a pool.
+// With C channels a sum has only 9 C + 1 products (the bias is the weight of a constant 1), so most of the time goes to
+// memory: the convolution's output is four times as large as the pool's. Here the four pixels of a window stay in
+// registers until the largest is found; only its value and its index (0 to 3) are stored. The backward pass moves each
+// gradient to its pixel just before the products, which are as many as without a pool.
 //
-// Activations lie channels last, (n, h, w, c). Sums are float32 of products of bfloat16 (VDPBF16PS: pairs of products a
-// lane), rounded to bfloat16 before the maximum, so that places are those of the separate operations.
+// Activations are stored channels last, (n, h, w, c). Products of bfloat16 are summed in float32 (VDPBF16PS: pairs of
+// products per lane) and rounded to bfloat16 before the maximum, so the indices are those of the separate operations.
 
 #include <algorithm>
 #include <cstdint>
@@ -21,24 +21,24 @@
 
 namespace {
 
-constexpr int64_t STRIP = 6;           // forward: vectors of outputs at once, with 4 pixels 24 registers of sums
+constexpr int64_t STRIP = 6;           // forward: vectors of outputs at once; with 4 pixels, 24 registers of sums
 constexpr int64_t TAPS = 9, GROUP = 3; // gradient: taps (a line of filters of 3 channels) x vectors, 27 registers
-constexpr int64_t TASKS = 32;          // gradient: about so many parts of the work, if there are as many images
-constexpr int64_t SLACK = 64;          // words behind rows and patches, which are copied in whole vectors
-constexpr int32_t ONE = 0x3f80;        // and a 0 that fills up the pair
+constexpr int64_t TASKS = 32;          // gradient: about this many parts, if there are as many images
+constexpr int64_t SLACK = 64;          // words after rows and patches, which are copied in whole vectors
+constexpr int32_t ONE = 0x3f80;        // 1 in bfloat16, and a 0 that completes the pair
 
 struct Shape {
   int64_t images, height, width, channels, outputs;
   explicit Shape(const int64_t* s) : images(s[0]), height(s[1]), width(s[2]), channels(s[3]), outputs(s[4]) {}
   int64_t vectors() const { return ceil_div(outputs, LANES); }
-  int64_t parts(int64_t most) const { return ceil_div(vectors(), most); }  // of at most so many vectors, all alike
+  int64_t parts(int64_t most) const { return ceil_div(vectors(), most); }  // each of at most `most` vectors
   int64_t first(int64_t part, int64_t most) const { return vectors() * part / parts(most); }
   int64_t window_rows() const { return height / 2; }
-  int64_t line() const { return (width + 2) * channels; }  // with its padding
+  int64_t line() const { return (width + 2) * channels; }  // including its padding
   int64_t pairs() const { return ceil_div(9 * channels + 1, 2); }
 };
 
-// Row `row` of an image to behind the padding of `to`; zeros where it is outside of the image.
+// Copies a row of an image to after the padding of `to`; writes zeros if the row is outside the image.
 void copy_row(const Shape& s, const bfloat16* images, int64_t image, int64_t row, bfloat16* to) {
   const int64_t dense = s.width * s.channels, bytes = dense * sizeof(bfloat16);
   if (row >= 0 && row < s.height)
@@ -47,8 +47,8 @@ void copy_row(const Shape& s, const bfloat16* images, int64_t image, int64_t row
     std::memset(to + s.channels, 0, bytes);
 }
 
-// What the filters see of each pixel of a row: 9 C inputs and a 1. Copied in whole vectors, what is too much is
-// overwritten by what comes next.
+// The inputs of the filters at each pixel of a row: 9 C values and a 1. They are copied in whole vectors; the next copy
+// overwrites the excess.
 template <typename Vector>
 void gather(const Shape& s, const bfloat16* rows, int64_t step, bfloat16* patches) {
   const int64_t c = s.channels, patch = 2 * s.pairs();
@@ -62,7 +62,7 @@ void gather(const Shape& s, const bfloat16* rows, int64_t step, bfloat16* patche
   }
 }
 
-// Filters and bias as vectors of pairs of taps: strip by strip, pair by pair.
+// Filters and bias as vectors of pairs of taps, ordered by strip, then by pair.
 std::vector<int32_t> packed(const Shape& s, const int64_t* steps, const float* weight, const float* bias) {
   const int64_t c = s.channels, pairs = s.pairs();
   std::vector<int32_t> words(pairs * s.vectors() * LANES);
@@ -79,8 +79,8 @@ std::vector<int32_t> packed(const Shape& s, const int64_t* steps, const float* w
   return words;
 }
 
-// Numbers that order like bfloat16s: -0 as 0, every NaN above infinity (taking 0x80 off turns negative ones round to
-// the top). `bits` is the way back.
+// Integers that sort like bfloat16s: -0 equals 0, and every NaN is above infinity (subtracting 0x80 wraps negative NaNs
+// to the top). `bits` is the inverse.
 INLINE __m512i order(__m512i bits) {
   const __m512i positive = _mm512_sub_epi16(bits, _mm512_set1_epi16(0x80));
   return _mm512_mask_sub_epi16(positive, _mm512_movepi16_mask(bits), _mm512_set1_epi16(0x7f80), bits);
@@ -90,7 +90,7 @@ INLINE __m512i bits(__m512i order) {
   return _mm512_mask_sub_epi16(number, _mm512_movepi16_mask(number), _mm512_set1_epi16(int16_t(0x8000)), number);
 }
 
-// Writes the first `count` lanes; a masked write takes longer, even one of all lanes.
+// Writes the first `count` lanes. A masked write takes longer, even with all lanes set.
 INLINE void write(bfloat16* to, __m512i value, int64_t count) {
   if (count >= 32)
     _mm512_storeu_si512(to, value);
@@ -104,7 +104,7 @@ INLINE void write(uint8_t* to, __m256i value, int64_t count) {
     _mm256_mask_storeu_epi8(to, (1u << count) - 1, value);
 }
 
-// Where results of a window go: its pixels lie `right` and `down` apart, which only what is not pooled needs.
+// Where the results of a window go. Its pixels are `right` and `down` apart; only an output without a pool needs that.
 struct Target {
   bfloat16* y;
   uint8_t* place;
@@ -190,14 +190,14 @@ void convolution(const Shape& s, int64_t threads, const int64_t* steps, const bf
   }
 }
 
-// Pixels side by side of a padded row: word i holds (row[i], row[i + channels]). What the taps of a line of the filter
-// meet at the upper or lower two pixels of a window are then 3 C neighbouring words.
+// Neighbouring pixels of a padded row: word i holds (row[i], row[i + channels]). For the upper or lower two pixels of a
+// window, the inputs of a line of the filter are then 3 C consecutive words.
 void join_neighbours(const bfloat16* row, int64_t channels, int64_t line, int32_t* to) {
   const bfloat16* next = row + channels;
   for (int64_t i = 0; i < line; ++i) to[i] = int32_t(row[i] | uint32_t(next[i]) << 16);
 }
 
-// Gradients of a window's upper and lower two pixels as pairs for VDPBF16PS, of 16 outputs, and their sum.
+// Gradients of a window's upper two and lower two pixels, for 16 outputs, as pairs for VDPBF16PS. Returns their sum.
 template <bool POOLED>
 INLINE __m512 spread(const bfloat16* grad, const uint8_t* place, int64_t right, int64_t down, __mmask16 lanes,
                      int32_t* to) {
@@ -205,9 +205,9 @@ INLINE __m512 spread(const bfloat16* grad, const uint8_t* place, int64_t right, 
     return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from));
   };
   if (POOLED) {
-    // What the next row of windows needs, which the processor does not foresee: 3.5 ms without, 2.0 with it.
+    // The processor does not predict what the next row of windows needs: 3.5 ms without prefetch, 2.0 with it.
     prefetch(grad + down), prefetch(place + down);
-    // Shifted by 16 bits a place: at place 1 it is in the upper half, and beyond (or before: unsigned) it is gone.
+    // Shift by 16 bits per index: index 1 is the upper half. Larger shifts (or negative ones: unsigned) give 0.
     const __m512i value = load(grad), last = _mm512_set1_epi32(32);
     const __m512i shift = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, place)), 4);
     _mm512_storeu_si512(to, _mm512_sllv_epi32(value, shift));
@@ -224,16 +224,16 @@ INLINE __m512 spread(const bfloat16* grad, const uint8_t* place, int64_t right, 
   return sum;
 }
 
-// Gradients of an image, of some vectors of outputs.
+// Gradients of an image for some vectors of outputs.
 struct Source {
   const bfloat16* grad;
   const uint8_t* place;
-  int64_t rows, windows, outputs, count;  // all outputs, and those from `grad` on
-  int32_t* pairs;                         // where they are kept, spread
+  int64_t rows, windows, outputs, count;  // `outputs`: all; `count`: those from `grad` on
+  int32_t* pairs;                         // where the spread gradients are kept
 };
 
-// Adds to the sums of TAPS taps in a line of the filter and V vectors of outputs; the first time with SPREAD, which
-// makes the pairs that are then read again, between products that leave time for it, and adds to the sums of bias.
+// Adds to the sums of TAPS taps in a line of the filter and V vectors of outputs. The first call has SPREAD: it makes
+// the pairs, which later calls read again, between products that leave time for it, and adds to the bias sums.
 template <int V, bool POOLED, bool SPREAD>
 void add_products(const Source source, const int32_t* inputs, int64_t line, int64_t step, float* sums, float* bias) {
   __m512 sum[TAPS][V];
@@ -262,7 +262,7 @@ void add_products(const Source source, const int32_t* inputs, int64_t line, int6
 #pragma GCC unroll 9
         for (int i = 0; i < TAPS; ++i) {
           __m512i pair = _mm512_set1_epi32(from[i]);
-          asm("" : "+v"(pair));  // one load for all vectors, not one each
+          asm("" : "+v"(pair));  // one load for all vectors, not one per vector
           for (int v = 0; v < V; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], value[v], (__m512bh)pair);
         }
       }
@@ -274,8 +274,8 @@ void add_products(const Source source, const int32_t* inputs, int64_t line, int6
     for (int v = 0; v < V; ++v) _mm512_storeu_ps(sums + (i * V + v) * LANES, sum[i][v]);
 }
 
-// The gradients of filters: of groups of them, from parts of the images. Sums of a group: for each line of the filter,
-// for each of its taps (made a multiple of TAPS; those behind 3 C are of no use), all its outputs; behind them, bias.
+// The gradients of groups of filters, from parts of the images. Sums of a group: all its outputs, for each line of the
+// filter and each of its taps (padded to a multiple of TAPS; those after 3 C are unused); then the bias.
 template <bool POOLED>
 struct FilterGradient {
   const Shape s;
@@ -284,7 +284,7 @@ struct FilterGradient {
   const int64_t taps = ceil_div(3 * s.channels, TAPS) * TAPS, line = ceil_div(s.line() + taps, LANES) * LANES;
   const int64_t sums = (3 * taps + 1) * LANES;  // for each vector of outputs
 
-  struct Scratch {  // of a thread; what is zero around images stays so
+  struct Scratch {  // of one thread; the zeros around images stay zero
     std::vector<bfloat16> padded;
     std::vector<int32_t> inputs, pairs;
     explicit Scratch(const FilterGradient& g)
@@ -298,7 +298,7 @@ struct FilterGradient {
     const int64_t o = s.outputs, c = s.channels, channel = first * LANES;
     const int32_t* inputs = scratch.inputs.data();
     for (int64_t image = s.images * part / parts; image < s.images * (part + 1) / parts; ++image) {
-      for (int64_t row = 0; row < s.height; ++row) {  // above and below stay zeros
+      for (int64_t row = 0; row < s.height; ++row) {  // the rows above and below stay zero
         copy_row(s, x, image, row, scratch.padded.data());
         join_neighbours(scratch.padded.data(), c, line, scratch.inputs.data() + (row + 1) * line);
       }
@@ -312,7 +312,7 @@ struct FilterGradient {
     }
   }
 
-  // Parts are the same for any number of threads and added up in order, so results are the same to the bit.
+  // Parts do not depend on the number of threads and are added in order, so results are equal to the bit.
   void all(int64_t threads, const bfloat16* x, const bfloat16* grad, const uint8_t* place, float* grad_weight,
            float* grad_bias) const {
     const int64_t each = sums * s.vectors(), c = s.channels;
@@ -347,8 +347,8 @@ struct FilterGradient {
 
 }  // namespace
 
-// Entries for ctypes. A shape is {images, height, width, channels, outputs}; steps are the strides of the filters
-// (o, c, 3, 3), whose gradients come as (o, 3, 3, c). bias may be null; place is null where nothing is pooled.
+// Entry points for ctypes. A shape is {images, height, width, channels, outputs}; steps are the strides of the filters
+// (o, c, 3, 3), whose gradients are (o, 3, 3, c). bias may be null; place is null if there is no pool.
 extern "C" void stem(const int64_t* shape, const int64_t* steps, int64_t threads, const bfloat16* x,
                      const float* weight, const float* bias, bfloat16* y, uint8_t* place) {
   (place ? convolution<true> : convolution<false>)(Shape(shape), threads, steps, x, weight, bias, y, place);

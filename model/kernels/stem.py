@@ -1,8 +1,9 @@
 """The first block's convolution and the max-pool after it on the CPU in bfloat16, as one pass of compiled code.
 
 An image has 3 channels, so the convolution is mostly reading and writing, and four fifths of that are results that the
-pool drops; ``stem.cpp`` never writes those. Its results are those of PyTorch's two operations under autocast, but for
-the order of sums. It needs a compiler (`model.kernels.library`) and a processor that multiplies bfloat16 (AVX512_BF16).
+pool drops; ``stem.cpp`` never writes those. Its results are those of PyTorch's two operations under autocast, except
+for the order of sums. It needs a compiler (`model.kernels.library`) and a processor that multiplies bfloat16
+(AVX512_BF16).
 """
 
 from ctypes import c_int64
@@ -119,7 +120,7 @@ def gradient_of_weight(x: Tensor, grad: Tensor, argmax: Tensor | None) -> tuple[
     Args:
         x: the convolution's input.
         grad: the gradient of its output, or of the pool's.
-        argmax: of the pool, as `convolution` gave it; None without a pool.
+        argmax: of the pool, as `convolution` returned it; None without a pool.
     """
     n, inputs, height, width = x.shape
     outputs = grad.shape[1]

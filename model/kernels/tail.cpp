@@ -1,10 +1,10 @@
-// What a block does after its convolution, in as few passes over memory as it needs: max-pool, batch norm, activation
-// and the weighted sum of the branches, forward and backward. model/kernels/tail.py compiles, loads and documents it; the same
-// function in PyTorch's own operations is model/kernels/plain.py.
+// A block after its convolution, in as few passes over memory as it needs: max-pool, batch norm, activation and the
+// weighted sum of the branches, forward and backward. model/kernels/tail.py compiles, loads and documents it;
+// model/kernels/plain.py has the same function in PyTorch's own operations.
 //
-// Activations lie channels last, (n, h, w, L * c), as bfloat16 or float32; all arithmetic is float32. Images are shared
-// out over threads; within an image, 16 channels at a time go through vector registers (GCC's and Clang's vector types,
-// which a processor with narrower registers does in several steps).
+// Activations are stored channels last, (n, h, w, L * c), as bfloat16 or float32; all arithmetic is float32. Threads
+// share the images; within an image, 16 channels at a time go through vector registers (GCC's and Clang's vector
+// types; a processor with narrower registers takes several steps).
 
 #include <algorithm>
 #include <cmath>
@@ -24,7 +24,7 @@ enum Pool { NO_POOL, POOL_CONV, POOL_BRANCH };
 enum Activation { RELU, LEAKY_RELU, GELU, SILU };
 constexpr float LEAKY_SLOPE = 0.01f;
 
-// How many of the lanes count: all of them, or the first `count`.
+// Which lanes are used: all of them, or the first `count`.
 struct Whole {};
 struct Part {
   int64_t count;
@@ -37,7 +37,7 @@ INLINE void for_lanes(int64_t count, Body body) {
   if (i < count) body(i, Part{count - i});
 }
 
-// Reads and writes of lanes; those of a part that do not count are read as zero and not written.
+// Read and write lanes. Unused lanes of a part are read as zero and not written.
 template <typename Vector, typename T>
 INLINE Vector read(const T* from, Whole) {
   Vector value;
@@ -97,13 +97,13 @@ INLINE void store(bfloat16* to, Floats value, Lanes lanes) {
   write(to, rounded(value), lanes);
 }
 
-// What a stored value reads as.
+// The value as it is after storing and loading.
 INLINE Floats as_stored(const float*, Floats value) { return value; }
 INLINE Floats as_stored(const bfloat16*, Floats value) { return widened(rounded(value)); }
 
 INLINE Floats magnitude(Floats x) { return (Floats)((Words)x & 0x7fffffff); }
 
-// e^x to 2e-7 for x <= 0, by 2^k and a polynomial of Cephes; e^-87 below -87.
+// e^x to 2e-7 for x <= 0, by 2^k and a polynomial from Cephes; e^-87 below -87.
 INLINE Floats exp_of(Floats x) {
   x = x < -87.0f ? x * 0.0f - 87.0f : x;
   constexpr float MAGIC = 12582912.0f;  // adding it leaves a whole number in the lowest bits
@@ -121,7 +121,7 @@ INLINE Floats exp_of(Floats x) {
 // The activation and its derivative.
 template <int ACTIVATION>
 INLINE void activate(Floats z, Floats& y, Floats& slope) {
-  const Floats zero = z * 0.0f, one = zero + 1.0f;  // a NaN stays one
+  const Floats zero = z * 0.0f, one = zero + 1.0f;  // a NaN stays a NaN
   if (ACTIVATION == RELU) {
     y = z > 0.0f ? z : zero;
     slope = z > 0.0f ? one : zero;
@@ -169,7 +169,7 @@ struct Window {
   }
 };
 
-// The largest of four and where it is; as PyTorch's, the first of equals, and a NaN wins.
+// The largest of four and its index. As in PyTorch, the first of equals wins, and a NaN wins over all.
 struct Largest {
   Floats best;
   Ints where;
@@ -193,11 +193,11 @@ INLINE Ints places(const uint8_t* from, Lanes lanes) {
   return __builtin_convertvector(read<Bytes>(from, lanes), Ints);
 }
 
-// Arrays of channels are longer by one vector, so that whole vectors may be read and added to at their ends.
+// Arrays of channels have one extra vector, so whole vectors can be read and added to at their ends.
 typedef std::vector<float> Channels;
 Channels channels_of(int64_t count) { return Channels(count + LANES, 0.0f); }
 
-// The norm as one factor and one summand a channel.
+// The norm as one factor and one summand per channel.
 struct Affine {
   Channels scale, shift;
   Affine(int64_t all, const float* gamma, const float* beta, const float* mean, const float* inverse)
@@ -206,7 +206,7 @@ struct Affine {
   }
 };
 
-// Two sums a channel, one pair of rows a thread.
+// Two sums per channel, one pair of rows per thread.
 struct Sums {
   int64_t all;
   int threads;
@@ -262,7 +262,7 @@ void forward(const Shape& shape, int pool, bool training, int threads, const T* 
             Floats value;
             if (pool == POOL_CONV) {
               Largest found = largest_of(image + i, window, all, lanes);
-              value = found.best;  // one of the values that were there, so storing it loses nothing
+              value = found.best;  // one of the stored values, so storing it loses nothing
               store(pooled + at + i, value, lanes);
               write(place + at + i, __builtin_convertvector(found.where, Bytes), lanes);
             } else {
@@ -360,7 +360,7 @@ void backward(const Shape& shape, int pool, int threads, const T* x, const T* po
           const Window window(p, shape.width);
           for_lanes(channels, [&](int64_t i, auto lanes) INLINE_LAMBDA {
             const int64_t channel = g * channels + i;
-            // Lanes that do not count: their gradient is made zero, and with it all that is added up.
+            // Unused lanes have a gradient of zero, so they add zero to every sum.
             const Floats grad = load(from + i, lanes) + load(from_mean.data() + i, lanes);
             Floats value, y, slope;
             if (pool == POOL_BRANCH) {
@@ -432,7 +432,7 @@ void backward(const Shape& shape, int pool, int threads, const T* x, const T* po
 
 }  // namespace
 
-// One entry a dtype and direction; `activation` and the rest are plain numbers, so that ctypes can call it.
+// One entry point per dtype and direction; `activation` and the rest are plain numbers, so that ctypes can call it.
 #define FOR_ACTIVATION(CALL)               \
   switch (activation) {                    \
     case RELU: CALL(RELU); break;          \

@@ -1,4 +1,4 @@
-"""A block's tail on the CPU, all that follows its convolution, as two passes of compiled code.
+"""A block's tail on the CPU, everything after its convolution, as two passes of compiled code.
 
 PyTorch runs max-pool, batch norm, activation and weighted sum as some twenty operations that each read and write the
 whole activation; a CPU then spends more time on them than on convolutions. ``tail.cpp`` does the same in two passes
@@ -33,7 +33,7 @@ def supports(x: Tensor, norm: nn.BatchNorm2d, pool_place: PoolPlace | None) -> b
         and x.dtype in DTYPE_NAMES
         and pool_place in POOL_CODES
         and (pool_place is None or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0))
-        and len(x) > 1  # of one image of one pixel the norm refuses statistics, and says so
+        and len(x) > 1  # the norm refuses statistics of one image of one pixel, and says so
         and (norm.training or not torch.is_grad_enabled())
         and library(SOURCE) is not None
     )

@@ -1,20 +1,20 @@
 // 3x3 convolutions (stride 1, padding 1) by Winograd's F(2x2, 3x3), forward and both gradients, in bfloat16.
 //
-// A tile of 2x2 outputs depends on 4x4 inputs. Directly it costs 36 products a pair of channels; Winograd's form costs
-// 16, since both sides are first transformed to 4x4 "positions" in which the convolution is a plain product:
+// A tile of 2x2 outputs depends on 4x4 inputs. Directly it costs 36 products per pair of channels. Winograd's form
+// costs 16: both sides are first transformed to 4x4 "positions", in which the convolution is a plain product:
 //
 //   y  = A^T [(G w G^T) * (B^T x B)] A       * position by position, summed over input channels
 //   dw = G^T [(B^T x B) * (A dy A^T)] G                              summed over tiles
 //
-// and the gradient of x is a convolution of dy with the filters turned by 180 degrees. So each direction is 16 matrix
-// products, between two transforms that only add and subtract. Transforms are computed in float32 and rounded once to
-// bfloat16 for the products (VDPBF16PS: pairs of bfloat16 products, added up in float32).
+// The gradient of x is a convolution of dy with the filters rotated by 180 degrees. So each direction is 16 matrix
+// products between two transforms that only add and subtract. Transforms are computed in float32 and rounded once to
+// bfloat16 for the products (VDPBF16PS: pairs of bfloat16 products, summed in float32).
 //
-// Behind the convolution may stand a 2x2 max-pool, whose windows are the tiles: then only its output goes to memory,
-// with the place of the pixel in each window that was the largest, and backward its gradient and those places.
+// A 2x2 max-pool may follow the convolution; its windows are the tiles. Then only the pool's output is written, with
+// the index of the largest pixel in each window; the backward pass reads only its gradient and those indices.
 //
-// Activations lie channels last, (n, h, w, c). "Chunk" is 16 channels, what one vector register holds in float32.
-// Threads share out tiles or output channels and never wait for each other; each sum is formed by one thread.
+// Activations are stored channels last, (n, h, w, c). A "chunk" is 16 channels, one vector register of float32.
+// Threads divide the tiles or the output channels and never wait for each other; one thread computes each sum.
 
 #include <algorithm>
 #include <cstdint>
@@ -28,12 +28,12 @@ namespace {
 
 constexpr int64_t POSITIONS = 16;
 constexpr int64_t AT_ONCE = 3;  // chunks of outputs in one product: 8 tiles x 3 chunks, or 12 x 2, are 24 registers
-constexpr int64_t SLICE = 48;   // tiles whose products wait in L2 for the transform back; a multiple of 8 and 12
-// Transformed filters up to so many bytes are kept for all tiles, which then go slice by slice. Larger ones are made
-// anew for a block of so many tiles, so that they pay.
+constexpr int64_t SLICE = 48;   // tiles whose products wait in L2 for the output transform; a multiple of 8 and 12
+// Transformed filters of at most KEPT_BYTES are kept for all tiles, which then go slice by slice. Larger ones are
+// computed again for every BLOCK tiles, enough to be worth it.
 constexpr int64_t KEPT_BYTES = 4 << 20, BLOCK = 8 * SLICE;
 constexpr int64_t LONG = 640, PART = 512;  // more input channels than LONG go in parts of at most PART
-constexpr int64_t GRAD_TILES = 256, GRAD_BYTES = 8 << 20;  // gradient of filters: tiles at once, sums kept in cache
+constexpr int64_t GRAD_TILES = 256, GRAD_BYTES = 8 << 20;  // gradient of filters: tiles at once, sums in cache
 
 INLINE Floats load(const bfloat16* from, __mmask16 lanes) {
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from)), 16);
@@ -47,12 +47,12 @@ INLINE __m512i joined(__m256i first, __m256i second) {
   return _mm512_permutex2var_epi16(_mm512_castsi256_si512(first), (__m512i)order, _mm512_castsi256_si512(second));
 }
 
-// Of 16 channels those whose place in their window is `pixel`.
+// Those of 16 channels whose largest pixel in the window has the index `pixel`.
 INLINE __mmask16 lanes_at(const uint8_t* place, int pixel, __mmask16 lanes) {
   return _mm_mask_cmpeq_epi8_mask(lanes, _mm_maskz_loadu_epi8(lanes, place), _mm_set1_epi8(char(pixel)));
 }
 
-// What a transform reads next lies a row of pixels away, which the processor does not foresee: without `prefetch` it
+// A transform reads next what is a row of pixels away, which the processor does not predict. Without `prefetch` it
 // waits for memory most of the time (4.9 ms instead of 1.3 for 192 channels of 128 images of 16x16).
 
 struct Images {
@@ -60,10 +60,10 @@ struct Images {
   int64_t tile_rows() const { return count * height / 2; }
   int64_t tiles_in_row() const { return width / 2; }
   int64_t at(int64_t tile_row) const { return tile_row * 2 * width * channels; }  // of its upper left pixel
-  int64_t window(int64_t tile_row) const { return tile_row * tiles_in_row() * channels; }  // of its first in the pool's
+  int64_t window(int64_t tile_row) const { return tile_row * tiles_in_row() * channels; }  // first in the pool's output
 };
 
-// The transforms along one axis; applied to columns and then to rows.
+// The transforms along one axis, applied to columns and then to rows.
 INLINE void input_transform(const Floats d[4], Floats t[4]) {  // B^T
   t[0] = d[0] - d[2], t[1] = d[1] + d[2], t[2] = d[2] - d[1], t[3] = d[3] - d[1];
 }
@@ -82,7 +82,7 @@ INLINE void filter_transform_back(const Floats u[4], Floats g[3]) {  // G^T
   g[0] = u[0] + sum, g[1] = (u[1] - u[2]) * 0.5f, g[2] = sum + u[3];
 }
 
-// One of them along columns and then along rows.
+// One transform along columns and then along rows.
 template <int FROM, int TO, typename Transform>
 INLINE void along_both(Transform transform, const Floats (&from)[FROM][FROM], Floats (&to)[TO][TO]) {
   Floats half[TO][FROM];
@@ -95,15 +95,15 @@ INLINE void along_both(Transform transform, const Floats (&from)[FROM][FROM], Fl
   for (int i = 0; i < TO; ++i) transform(half[i], to[i]);
 }
 
-// B^T x B of one row of tiles, for up to 16 channels: store(tile in row, its 16 positions). Where x is the gradient of
-// a pool's output, `place` tells which pixel of a window it belongs to; the others are zero.
+// B^T x B of one row of tiles, for up to 16 channels: store(tile in row, its 16 positions). If x is the gradient of a
+// pool's output, `place` is the index of its pixel in the window; the other pixels are zero.
 template <bool POOLED, typename Store>
 INLINE void transform_input(const bfloat16* x, const uint8_t* place, Images im, int64_t tile_row, int64_t channel,
                             __mmask16 lanes, Store store) {
   const int64_t line = (POOLED ? im.width / 2 : im.width) * im.channels, y = tile_row * 2 % im.height;
   const int64_t corner = (POOLED ? im.window(tile_row) : im.at(tile_row)) - line + channel;
   const bool above = y > 0, below = y + 2 < im.height;
-  Floats column[4][4] = {};  // of the tile, each transformed; neighbours share two
+  Floats column[4][4] = {};  // of the tile, transformed; neighbouring tiles share two
   auto read = [&](int64_t at, Floats t[4]) INLINE_LAMBDA {
     const int64_t from = corner + (POOLED ? at / 2 : at) * im.channels;
     Floats d[4];
@@ -140,7 +140,7 @@ INLINE void transform_input(const bfloat16* x, const uint8_t* place, Images im, 
   }
 }
 
-// A dy A^T likewise.
+// The same for A dy A^T.
 template <bool POOLED, typename Store>
 INLINE void transform_gradient(const bfloat16* dy, const uint8_t* place, Images im, int64_t tile_row, int64_t channel,
                                __mmask16 lanes, Store store) {
@@ -165,7 +165,7 @@ INLINE void transform_gradient(const bfloat16* dy, const uint8_t* place, Images 
 }
 
 // ROWS x CHUNKS * 16 sums of `pairs` pairs: m[i][z] (+)= sum over k of a[i * row + k * step] . b[z * chunk + k * 16].
-// All sums stay in registers; a pair of a goes to all lanes and meets CHUNKS vectors of b. Units are pairs and floats.
+// All sums stay in registers; a pair of a goes to all lanes and multiplies CHUNKS vectors of b. Units: pairs, floats.
 template <int ROWS, int CHUNKS>
 __attribute__((noinline)) void product(const int32_t* a, int64_t row, int64_t step, const int32_t* b, int64_t chunk,
                                        int64_t pairs, float* m, int64_t m_row, int64_t m_chunk, bool add) {
@@ -187,7 +187,7 @@ __attribute__((noinline)) void product(const int32_t* a, int64_t row, int64_t st
 #pragma GCC unroll 24
     for (int i = 0; i < ROWS; ++i) {
       __m512i pair = _mm512_set1_epi32(rows[i / 4][i % 4 * row]);
-      asm("" : "+v"(pair));  // one load for all chunks, not one each
+      asm("" : "+v"(pair));  // one load for all chunks, not one per chunk
 #pragma GCC unroll 3
       for (int z = 0; z < CHUNKS; ++z)
         sum[i][z] = _mm512_dpbf16_ps(sum[i][z], (__m512bh)vectors[z], (__m512bh)pair);
@@ -204,7 +204,7 @@ __attribute__((noinline)) void product(const int32_t* a, int64_t row, int64_t st
     }
 }
 
-// 16 x 16 values, rows to columns, in four rounds that exchange lanes at distance 8, 4, 2, 1.
+// Transposes 16 x 16 values in four rounds that exchange lanes at distance 8, 4, 2, 1.
 template <int DISTANCE>
 INLINE void exchange(Floats r[16]) {
   Ints low, high;  // numbers from 16 on are lanes of the second vector
@@ -221,21 +221,21 @@ INLINE void exchange(Floats r[16]) {
     }
 }
 
-// The filters of a convolution with `inputs` and `outputs` channels; strides in floats.
+// The filters of a convolution with `inputs` and `outputs` channels; strides are in floats.
 struct Filters {
   const float* data;
   int64_t inputs, outputs, input_step, output_step, line, tap;
 
-  // The same with the roles of inputs and outputs exchanged, turned by 180 degrees: the gradient's convolution.
+  // With inputs and outputs exchanged and rotated by 180 degrees: the filters of the gradient's convolution.
   Filters turned() const {
     return {data + 2 * line + 2 * tap, outputs, inputs, output_step, input_step, -line, -tap};
   }
 
-  // One tap of 16 inputs (one vector each) and 16 outputs (lanes), zeros beyond the last.
+  // One tap of 16 inputs (one vector each) and 16 outputs (lanes); zeros after the last.
   INLINE void block(const float* from, int64_t input, int64_t output, Floats to[16]) const {
     const int64_t rows = std::min(LANES, inputs - input), columns = std::min(LANES, outputs - output);
     from += input * input_step + output * output_step;
-    if (input_step == 1 || output_step == 1) {  // vectors of those that lie side by side
+    if (input_step == 1 || output_step == 1) {  // vectors along the axis that is contiguous
       const bool turn = output_step != 1;
       const int64_t step = turn ? output_step : input_step, count = turn ? columns : rows;
       const __mmask16 lanes = lanes_of(turn ? rows : columns);
@@ -255,7 +255,7 @@ struct Filters {
   // pairs.
   void transform(int64_t first, int64_t count, int64_t output, int64_t chunks, int32_t* to, int64_t step) const {
     const int64_t blocks = (count + LANES - 1) / LANES;
-    for (int64_t b = 0; b < blocks * chunks; ++b) {  // along what lies side by side in memory
+    for (int64_t b = 0; b < blocks * chunks; ++b) {  // along what is contiguous in memory
       const int64_t k = (output_step == 1 ? b / chunks : b % blocks) * LANES;
       const int64_t z = output_step == 1 ? b % chunks : b / blocks;
       Floats taps[9][16];
@@ -275,8 +275,8 @@ struct Filters {
   }
 };
 
-// A convolution, and how it goes through caches: each thread takes a block of tile rows after another, whose
-// transformed input meets a group of up to 3 chunks of outputs after another; long sums go in parts of the inputs.
+// A convolution, and how it uses caches: each thread takes one block of tile rows after another and multiplies its
+// transformed input by one group of up to 3 chunks of outputs after another. Long sums are split by inputs.
 struct Convolution {
   Images im;
   Filters w;
@@ -289,13 +289,13 @@ struct Convolution {
     all_chunks = round_up(w.outputs, LANES) / LANES;
     parts = w.inputs > LONG ? (w.inputs + PART - 1) / PART : 1;
     part = round_up((w.inputs + parts - 1) / parts, LANES);
-    // Steps from position to position are kept off multiples of 4096 bytes, which fall in the same lines of a cache.
+    // Strides between positions avoid multiples of 4096 bytes, which map to the same lines of a cache.
     filter_step = part / 2 * LANES + LANES;
     filter_group = filter_step * POSITIONS * AT_ONCE;
     slice_step = SLICE * AT_ONCE * LANES + LANES;
     kept = parts == 1 && filter_step * POSITIONS * all_chunks * 4 <= KEPT_BYTES;
-    // Threads share out tiles, and each transforms all filters, or they share out outputs, and each transforms all
-    // inputs. A filter (of one input channel and one output) costs 3 times a tile, once a block of tiles.
+    // Threads divide the tiles, and each transforms all filters; or they divide the outputs, and each transforms all
+    // inputs. A filter (of one input channel and one output) costs 3 times a tile, once per block of tiles.
     const bool by_tiles = (kept ? im.tile_rows() * im.tiles_in_row() : BLOCK) >= 3 * w.outputs;
     row_shares = by_tiles ? std::min(threads, im.tile_rows()) : 1;
     chunk_shares = by_tiles ? 1 : std::min(threads, all_chunks);
@@ -308,13 +308,13 @@ struct Convolution {
   static int64_t groups_of(int64_t chunks) { return (chunks + AT_ONCE - 1) / AT_ONCE; }
 
   int64_t threads() const { return row_shares * chunk_shares; }
-  // Scratch memory of a thread, in units of 4 bytes.
+  // Scratch memory per thread, in units of 4 bytes.
   int64_t input_words() const { return POSITIONS * input_step; }
   int64_t filter_words() const { return filter_group * (kept ? groups : 1); }
   int64_t sum_words() const { return POSITIONS * slice_step * (parts == 1 ? 1 : slices * groups); }
   int64_t words() const { return input_words() + filter_words() + sum_words(); }
 
-  // A thread's share of the output y; places of a pool, if there is one, are results, or backward belong to x.
+  // A thread's share of the output y. With a pool, `place` is an output; backward, it belongs to x.
   void run(int64_t thread, const bfloat16* x, const float* bias, bfloat16* y, uint8_t* place, int32_t* scratch) const {
     int32_t *input = scratch + thread * words(), *filters = input + input_words();
     float* sums = (float*)(filters + filter_words());
@@ -361,13 +361,13 @@ struct Convolution {
     }
   }
 
-  // Where one of the four pixels of a tile's output lies; tiles count from the start of tile row `row`.
+  // The offset of one of the four pixels of a tile's output; tiles count from the start of tile row `row`.
   INLINE int64_t pixel(int64_t row, int64_t tile, int i) const {
     const int64_t in_row = im.tiles_in_row();
     return (((row + tile / in_row) * 2 + i / 2) * im.width + tile % in_row * 2 + i % 2) * w.outputs;
   }
 
-  // Where a tile's pixel lies behind a pool.
+  // The offset of a tile's pixel in the pool's output.
   INLINE int64_t window(int64_t row, int64_t tile) const { return (row * im.tiles_in_row() + tile) * w.outputs; }
 
   template <bool POOLED>
@@ -386,7 +386,7 @@ struct Convolution {
       }
   }
 
-  // The 16 products of a slice of tiles and a group of chunks; of rows that fill up the last panel, sums are not used.
+  // The 16 products of a slice of tiles and a group of chunks. Sums of rows that only fill the last panel are not used.
   template <int ROWS, int CHUNKS>
   void multiply(const int32_t* input, const int32_t* filter, int64_t tiles, int64_t pairs, bool add, float* sum) const {
     for (int64_t p = 0; p < POSITIONS; ++p)
@@ -396,8 +396,8 @@ struct Convolution {
                               add);
   }
 
-  // A^T m A + bias of one tile and chunk; with `place` the largest of its four pixels, of equals the first. As with
-  // PyTorch's pool behind its convolution they are rounded before they are compared, and a NaN is the largest.
+  // A^T m A + bias of one tile and chunk; with `place`, the largest of its four pixels, the first of equals. As in
+  // PyTorch's pool after its convolution, pixels are rounded before they are compared, and a NaN is the largest.
   INLINE void transform_output(const float* m, int64_t row, int64_t tile, int64_t channel, const float* bias,
                                bfloat16* y, uint8_t* place) const {
     const __mmask16 lanes = lanes_of(w.outputs - channel);
@@ -425,9 +425,9 @@ struct Convolution {
   }
 };
 
-// The gradient of the filters, and how it goes through caches: each thread takes a group of output channels, whose sums
-// stay in cache, after another, and for it all tiles, a block of rows after another. So x is transformed for each group
-// and thread anew, which costs less than threads that wait for each other. Both transforms lie as
+// The gradient of the filters, and how it uses caches: each thread takes one group of output channels after another,
+// whose sums stay in cache, and for each group all tiles, one block of rows after another. So x is transformed again
+// for each group and thread, which costs less than threads that wait for each other. Both transforms are stored as
 // [position][chunk][tile / 2][channel] pairs of tiles.
 struct FilterGradient {
   Images x, dy;
@@ -443,7 +443,7 @@ struct FilterGradient {
     x_step = chunk_step * x_chunks + LANES, dy_step = chunk_step * group + LANES;
     sum_step = x_chunks * group * LANES * LANES + LANES;
   }
-  int64_t words() const { return POSITIONS * (x_step + dy_step + sum_step); }  // of scratch memory a thread
+  int64_t words() const { return POSITIONS * (x_step + dy_step + sum_step); }  // of scratch memory per thread
 
   // A thread's share of both gradients.
   void run(int64_t thread, const bfloat16* x_data, const bfloat16* dy_data, const uint8_t* place, float* grad_weight,
@@ -469,7 +469,7 @@ struct FilterGradient {
     }
   }
 
-  // The 16 products of a block: outputs are the rows and inputs the lanes, pairs of tiles what is summed.
+  // The 16 products of a block: outputs are the rows, inputs the lanes; the sum is over pairs of tiles.
   void multiply(const int32_t* x_tiles, const int32_t* dy_tiles, int64_t outputs, int64_t pairs, bool add,
                 float* sums) const {
     const int64_t strips = (x_chunks + AT_ONCE - 1) / AT_ONCE;
@@ -484,13 +484,13 @@ struct FilterGradient {
       }
   }
 
-  // Both transforms of tile row `first_row` + r; zeros where that is behind the last, beside an odd one.
+  // Both transforms of tile row `first_row` + r; zeros if that is after the last row, to pair with an odd one.
   template <bool POOLED>
   void transform(const bfloat16* x_data, const bfloat16* dy_data, const uint8_t* place, int64_t first_row, int64_t r,
                  int64_t first, int64_t outputs, int32_t* x_tiles, int32_t* dy_tiles, float* grad_bias) const {
     const bool there = first_row + r < x.tile_rows();
     const int64_t row = there ? first_row + r : first_row, first_tile = r * x.tiles_in_row();
-    // An even tile leaves its values in the first half of where the pair belongs, and the odd one joins them.
+    // An even tile stores its values in the first half of the pair's memory; the odd one joins them to its own.
     const auto pairs_at = [=](int32_t* start, int64_t step) INLINE_LAMBDA {
       return [=](int64_t tile, const Floats* all) INLINE_LAMBDA {
         int32_t* to = start + (first_tile + tile) / 2 * LANES;
@@ -538,7 +538,7 @@ FilterGradient filter_gradient(const int64_t* s, int64_t threads) {
 
 }  // namespace
 
-// Entries for ctypes; scratch memory is the caller's, of as many bytes as the first two say.
+// Entry points for ctypes; the caller provides scratch memory, as many bytes as the first two return.
 extern "C" int64_t winograd_scratch(const int64_t* shape, int64_t backward, int64_t threads) {
   const Convolution conv = convolution(shape, nullptr, backward, threads);
   return conv.words() * conv.threads() * 4;
@@ -549,8 +549,8 @@ extern "C" int64_t winograd_weights_scratch(const int64_t* shape, int64_t thread
   return gradient.words() * gradient.threads * 4;
 }
 
-// y from x, or backward the gradient of x (here y) from that of y (here x). With `place` a 2x2 max-pool stands behind:
-// y, or backward x, is its output, or the gradient of that, and `place` the pixels chosen.
+// y from x; or backward, the gradient of x (here y) from that of y (here x). With `place`, a 2x2 max-pool follows: y is
+// its output (backward, x is the gradient of that), and `place` has the indices of the chosen pixels.
 extern "C" void winograd(const int64_t* shape, int64_t backward, int64_t threads, const bfloat16* x,
                          const float* weight, const float* bias, bfloat16* y, uint8_t* place, int32_t* scratch) {
   const Convolution conv = convolution(shape, weight, backward, threads);
@@ -558,7 +558,7 @@ extern "C" void winograd(const int64_t* shape, int64_t backward, int64_t threads
   for (int64_t thread = 0; thread < conv.threads(); ++thread) conv.run(thread, x, bias, y, place, scratch);
 }
 
-// The gradients of filters (o, 3, 3, c) and bias; with `place` dy is the gradient of a pool's output.
+// The gradients of filters (o, 3, 3, c) and bias; with `place`, dy is the gradient of a pool's output.
 extern "C" void winograd_weights(const int64_t* shape, int64_t threads, const bfloat16* x, const bfloat16* dy,
                                  const uint8_t* place, float* grad_weight, float* grad_bias, int32_t* scratch) {
   const FilterGradient gradient = filter_gradient(shape, threads);

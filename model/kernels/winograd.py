@@ -1,9 +1,9 @@
-"""3x3 convolutions on the CPU in bfloat16 by Winograd's algorithm: 16 products in place of 36.
+"""3x3 convolutions on the CPU in bfloat16 by Winograd's algorithm: 16 products instead of 36.
 
 F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, arXiv:1509.09308;
 ``winograd.cpp`` says how. Against PyTorch's own convolutions, gradients included, it takes about half of the time
-(1.7 to 5 times as fast, benchmarks/results/2026-11-22-winograd); its error in norm is 4e-3 where theirs is 2e-3, which
-is what bfloat16 leaves of any such sum. It needs a compiler (`model.kernels.library`) and a processor that multiplies
+(1.7 to 5 times as fast, benchmarks/results/2026-11-22-winograd); its error in norm is 4e-3; theirs is 2e-3, which
+bfloat16 causes in any such sum. It needs a compiler (`model.kernels.library`) and a processor that multiplies
 bfloat16 (AVX512_BF16).
 """
 
@@ -22,7 +22,7 @@ from model.kernels.library import library
 SOURCE = Path(__file__).with_name("winograd.cpp")
 
 LEAST_CHANNELS = 8
-"""Of fewer, such as an image's, `model.kernels.stem` is faster."""
+"""For fewer, such as an image's, `model.kernels.stem` is faster."""
 
 
 def supports(x: Tensor, conv: nn.Conv2d) -> bool:
@@ -33,8 +33,8 @@ def supports(x: Tensor, conv: nn.Conv2d) -> bool:
 def winograd(x: Tensor, conv: nn.Conv2d, pooled: bool = False) -> Tensor:
     """A 3x3 convolution of stride 1 and padding 1 in bfloat16, channels last, optionally with a 2x2 max-pool.
 
-    The windows of the pool are the tiles of the algorithm: a quarter of the output is written, and of its gradient
-    read.
+    The windows of the pool are the tiles of the algorithm: a quarter of the output is written, and a quarter of
+    its gradient read.
 
     Args:
         x: (n, channels, height, width), height and width even.
@@ -86,7 +86,7 @@ _convolution = entry(
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, argmax: Tensor | None = None) -> Tensor:
-    """The convolution of x; if ``argmax`` is given, with a pool, which writes there which pixels it chose."""
+    """The convolution of x; with ``argmax``, a pool follows and writes there which pixels it chose."""
     n, _, height, width = x.shape
     out_height, out_width = (height, width) if argmax is None else (height // 2, width // 2)
     y = empty_activations(n, len(weight), out_height, out_width, torch.bfloat16)

@@ -2,7 +2,7 @@
 
 The gain of more trials extrapolates the best configurations so far. What lies above a high quantile of the ends (also
 those that stopped trials were heading for, `search.analysis.extrapolation.likely_ends`) follows a generalised Pareto
-distribution, whatever the rest looks like (peaks over threshold; its parameters by probability-weighted moments,
+distribution, no matter what the rest looks like (peaks over threshold; its parameters by probability-weighted moments,
 Hosking & Wallis, Parameter and quantile estimation for the generalized Pareto distribution, Technometrics 29, 1987;
 their uncertainty by the bootstrap). The best of the further draws is what the search would choose. A share of its
 distance to the best so far is noise between seeds and does not last (regression to the mean). So the gain is in
@@ -85,7 +85,7 @@ def forecast(
         trials: of the search.
         count: its budget.
         workers: working at this moment.
-        single: whether the search has one objective; with two there is no gain to tell.
+        single: whether the search has one objective; with two there is no gain to forecast.
         confirmed: noise that the confirmation measured; None: use the repeated trials of the search.
     """
     spent: dict[Outcome, float] = {}
@@ -116,7 +116,7 @@ def _rounded(gain: Gain) -> Gain:
 
 
 def time_left(trials: Sequence[FrozenTrial], count: Budget, workers: int) -> float | None:
-    """Seconds until the budget is done, at the pace of the latest trials; None if nobody can tell."""
+    """Seconds until the budget is done, at the pace of the latest trials; None if it cannot be known."""
     ended = [trial for trial in trials if outcome(trial) in ("complete", "pruned")][-LATEST:]
     if not ended or not workers or not count.remaining:
         return None
@@ -129,7 +129,7 @@ def expected_gain(ends: Sequence[float], best: float, noise: float, more: int = 
     Args:
         ends: accuracies that the trials ended at or were heading for.
         best: score of the best trial so far.
-        noise: standard deviation between seeds; 0 if it is not known, which flatters.
+        noise: standard deviation between seeds; 0 if it is not known, which is optimistic.
         more: further trials.
         seed: of the draws.
     """

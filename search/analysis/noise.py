@@ -1,4 +1,4 @@
-"""How far chance alone moves a score: the standard deviation between trainings that differ in nothing but their seed.
+"""How far chance alone moves a score: the standard deviation between trainings that differ only in their seed.
 
 A search trains one configuration several times early on (`repeat_slots` in `search.config.study_file`), so that it
 knows how much of a difference is luck. The pruner (`search.samplers.pruner`), the forecast and the comparison of the

@@ -1,6 +1,6 @@
 """The front of accuracy and cost, and its knee: arithmetic on points.
 
-The knee is where the front bends most: with the logarithm of the cost and the accuracy each brought to 0 to 1 between
+The knee is where the front bends most: with the logarithm of the cost and the accuracy each scaled to 0 to 1 between
 the front's two ends, it is the point farthest above the chord that joins these ends (Satopaa et al., "Finding a
 'Kneedle' in a Haystack", ICDCSW 2011, section III; a knee as the point of a front to prefer: Branke et al., "Finding
 Knees in Multi-objective Optimization", PPSN 2004). The cost is logarithmic, as networks differ in it by factors: a

@@ -61,7 +61,7 @@ class PruningAudit:
         saved_epochs: that pruned trials did not train.
         saved_share: of the epochs that pruned and COMPLETE trials would have trained without pruning.
         correlation: for each epoch before the last one.
-        harmful: whether pruning stops the best; None if nobody can tell.
+        harmful: whether pruning stops the best; None if it cannot be known.
         verdict: the same in words.
     """
 
@@ -129,7 +129,7 @@ def _rate(false_prunes: int, audited: int) -> FalsePruneRate | None:
 
 
 def _harmful(audited: int, rate: FalsePruneRate | None, chance: float | None) -> bool | None:
-    """Whether the pruner stops the best at least as often as one that draws lots; None if nobody can tell."""
+    """Whether the pruner stops the best at least as often as one that draws lots; None if it cannot be known."""
     if rate is None or chance is None or chance > 0.5:
         return None  # if most complete trials are among the best, being one says nothing
     if audited < LEAST_AUDITED:

@@ -8,7 +8,7 @@ early (`search.analysis.noise`) joins v with its own degrees of freedom; it hold
 so it can only make the comparison more careful, and it is an estimate even for one seed or one configuration.
 
 The winner is chosen by the one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984, 3.4.3):
-of all configurations whose mean lies within one standard error of the best one, the cheapest.
+of all configurations whose mean is within one standard error of the best one, the cheapest.
 """
 
 import math
@@ -54,7 +54,7 @@ class Comparison:
 
     Attributes:
         ranked: best mean first; those that lack a seed follow those that have all.
-        behind: for each configuration with all seeds, how far its mean lies behind the best one's.
+        behind: for each configuration with all seeds, how far its mean is below the best one's.
         noise: between trainings of one configuration that differ in their seed, what was measured earlier included.
         noise_of_difference: standard error of the difference of two means; None for one configuration or one seed.
         margin: half the width of that difference's 95 % interval.

@@ -86,7 +86,7 @@ def prepare(storage: RetryingStorage, study: optuna.Study) -> StudyRecord | None
             confirming.set_user_attr(CONFIRM_ENTRIES, as_json(entries))
         if confirming.user_attrs.get(ARTIFACTS) != (store := study.user_attrs.get(ARTIFACTS)):
             confirming.set_user_attr(ARTIFACTS, store)
-        # Also if nothing is new: whoever created the study may have died before this.
+        # Also if nothing is new: the process that created the study may have died before this.
         ledger, _ = open_ledger(storage, extended.name, extended.config.workers)
         request_budget(ledger, len(entries), len(entries))
         return extended

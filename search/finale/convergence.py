@@ -134,7 +134,7 @@ def judge_length(lengths: Sequence[TrainedLength], noise: SeedDeviation, limits:
 
 
 def last_slope(accuracies: Sequence[float]) -> Slope | None:
-    """Slope of a curve's last fifth, in accuracy an epoch, with its 95 % interval; None for fewer than three points."""
+    """Slope of a curve's last fifth, accuracy per epoch, with its 95 % interval; None for fewer than three points."""
     count = max(3, math.ceil(len(accuracies) / 5))
     if len(accuracies) < 3:
         return None

@@ -73,7 +73,7 @@ class RetrainJob:
         return trial_config(settings, epochs, self.plan.seed + number, len(record.dataset.classes))
 
     def store(self, parts: RetrainParts) -> None:
-        """Note what is done, so that nobody does it again."""
+        """Note what is done, so that it is not done again."""
         self.context.study.set_user_attr(RETRAIN_PARTS, as_json(parts))
 
 
@@ -93,7 +93,7 @@ def assess_network(job: RetrainJob, network: BlockNetwork, flip: bool, images: T
 
 
 def curve_of(trained: Trained) -> tuple[CurvePoint, ...]:
-    """A point an epoch."""
+    """A point per epoch."""
     return from_json(tuple[CurvePoint, ...], trained.curve)
 
 

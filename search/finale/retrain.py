@@ -1,4 +1,4 @@
-"""The end of the finale: the winner is trained until longer does not help, then on all images, and tested once a seed.
+"""The end of the finale: train the winner until longer does not help, then on all images, and test it once per seed.
 
 This is the only module of a search that reads the test images.
 """
@@ -71,14 +71,14 @@ LATENCY_BATCHES = (1, 256)
 
 
 def retrain(context: RetrainContext, confirmed: Confirmation | None, max_epochs: int | None) -> RetrainResult:
-    """Retrain the winner to convergence, test it once a seed, save it in ``best`` and record it in the study.
+    """Retrain the winner to convergence, test it once per seed, save it in ``best`` and record it in the study.
 
-    Every finished training is noted in the study and every epoch in a checkpoint, so a killed process goes on
+    Every finished training is noted in the study and every epoch in a checkpoint, so a killed process continues
     where it was. Does nothing if the study already holds the result of this very plan and the files exist.
 
     Args:
         context: the search.
-        confirmed: its confirmation; None: the best trial is taken at its word.
+        confirmed: its confirmation; None: the best trial's score is trusted.
         max_epochs: no training is longer.
 
     Raises:
@@ -164,7 +164,7 @@ def _remove_checkpoints(files: Mirror, result: RetrainResult) -> None:
 
 
 def _finish(job: RetrainJob, parts: RetrainParts, verdict: Verdict) -> RetrainResult:
-    """Train on all training images once a seed, test each once, and save the first."""
+    """Train on all training images once per seed, test each once, and save the first."""
     context = job.context
     by_length = {training.epochs: training for training in parts.watched}
     # If time ended the lengthening, no length training is as long: the longest judges what pays.
@@ -276,7 +276,7 @@ def accuracy_estimate(accuracies: Sequence[float], images: int) -> AccuracyEstim
     """Mean and standard deviation over seeds, with a 95 % interval.
 
     Of several seeds it is Student's, for the mean over all seeds that could have been; of one seed it is Wilson's, for
-    the share of all such images that this very network would class rightly.
+    the share of all such images that this very network would classify correctly.
     """
     mean, n = _mean(accuracies), len(accuracies)
     if n == 1:

@@ -55,7 +55,7 @@ def train(
     report: Callable[[EpochResult], None],
     warn: Callable[[str], None],
 ) -> Trained:
-    """Train a network from scratch, or from where a process that died had brought it: on the CPU to the same bits.
+    """Train a network from scratch, or on from where a process died: on the CPU to the same bits.
 
     Args:
         config: of network and training.

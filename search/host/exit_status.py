@@ -11,4 +11,4 @@ class ExitStatus(IntEnum):
     WRONG_INPUT = 2
     """Trying again will not help: the input has to change."""
     INTERRUPTED = 130
-    """Somebody wanted the process to go, as shells report it after Ctrl-C."""
+    """The process was asked to stop, as shells report it after Ctrl-C."""

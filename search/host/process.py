@@ -30,10 +30,10 @@ class Process:
 
     Attributes:
         host: the machine's name, for people.
-        pid_namespace: names the one boot and pid namespace in which ``pid`` means something: two containers of one host
-            have two, though they may have one host name.
+        pid_namespace: names the one boot and pid namespace in which ``pid`` is valid: two containers of one host have
+            two, though they may have one host name.
         pid: the process's number there.
-        started: its start in kernel ticks since boot, which tells it from a later process of the same number.
+        started: its start in kernel ticks since boot, which distinguishes it from a later process with the same number.
     """
 
     host: str
@@ -59,7 +59,7 @@ def this_process() -> Process:
 
 @cache
 def pid_namespace() -> str:
-    """Where this process's pid means something; this process alone if the kernel does not say (not Linux)."""
+    """Where this process's pid is valid; this process alone if the kernel does not say (not Linux)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"

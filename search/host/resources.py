@@ -7,7 +7,7 @@ OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 def oom_kills(counters: tuple[Path, ...] = OOM_COUNTERS) -> int:
-    """Kills so far, in this container if it has a counter of its own, else on this machine; 0 if nobody counts."""
+    """Kills so far, in this container if it has a counter of its own, else on this machine; 0 if there is none."""
     for path in counters:
         try:
             words = path.read_text().split()

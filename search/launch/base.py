@@ -1,6 +1,6 @@
 """What every launcher of workers has in common: what it is asked for, and which workers it starts again.
 
-A launcher only sees that there are workers. What they do, and that the budget is exact whatever happens to them, is
+A launcher only sees that there are workers. What they do, and that the budget is exact no matter what happens, is
 the ledger's business (`search.ledger`). `search.launch.local` starts processes of this machine,
 `search.launch.ray_cluster` tasks of a Ray cluster.
 """

@@ -144,7 +144,7 @@ class _Gpu:
     phase: _Phase | None = None
     largest: int = 0
     speeds: dict[int, float] = field(default_factory=dict)
-    """Images a second of all its workers together, by their number."""
+    """Images per second of all its workers together, by their number."""
     told_reasons: set[tuple[int, str]] = field(default_factory=set)
     closed: bool = False
     """Whether the last worker did not pay. Not measured again: some day it would seem to pay by chance."""
@@ -251,7 +251,7 @@ class GpuMonitor:
 
 
 def _speed(trial: FrozenTrial) -> float:
-    """Images a second of a trial that has ended; 0 where none was trained."""
+    """Images per second of a trial that has ended; 0 if none was trained."""
     ended = trial.state.is_finished() and trial.user_attrs.get(SECONDS, 0) > 0
     return float(trial.user_attrs.get(IMAGES_PER_SECOND, 0)) if ended else 0.0
 

@@ -70,7 +70,7 @@ def worker_resources(
 
 
 def worker_capacity(nodes: Sequence[Mapping[str, float]], share: WorkerResources) -> int:
-    """How many workers the cluster has room for, if nobody else uses it."""
+    """How many workers the cluster has room for, if nothing else uses it."""
 
     def room(node: Mapping[str, float]) -> int:
         cpus = math.floor(node.get("CPU", 0.0) / share.cpus + 1e-9)
@@ -85,7 +85,7 @@ class Cluster:
 
     Attributes:
         share: what each worker takes.
-        workers: their number; None: as many as there is room for, now and whenever nodes come or go.
+        workers: their number; None: as many as there is room for, now and when nodes come or go.
         shared_data: folder of images that the user named, so that every node has it; None: each node's own.
         head: host and port of its head; None if this process speaks to it through Ray's client alone.
     """
@@ -172,7 +172,7 @@ def connected_cluster(options: ClusterOptions) -> Iterator[Cluster]:
         )
     except (ConnectionError, RuntimeError, ValueError, AssertionError, OSError, RayError) as error:
         way_out = "start one with `ray start --head`, or take --ray-address local for one of this machine alone"
-        if options.address.startswith("ray://"):  # its client says no more than "timeout" where a token is missing
+        if options.address.startswith("ray://"):  # its client says only "timeout" if a token is missing
             way_out = (
                 "if it asks for a token (`ray start` does where ~/.ray/auth_token exists), set RAY_AUTH_MODE=token"
             )

@@ -26,7 +26,7 @@ def retrain_on(
 
     Args:
         cluster: that has the node.
-        study: the search. Nobody may hold its finale, which the node's process takes.
+        study: the search. No process may hold its finale, which the node's process takes.
         max_epochs: of a training, at most.
         progress: gives a line that says where the retrain is; empty while nothing is known.
         show: gets events.

@@ -55,7 +55,7 @@ class Attempt:
         """Store an epoch's accuracy, also with two objectives, for which Optuna refuses to.
 
         Raises:
-            UpdateFinishedTrialError: somebody has ended the trial.
+            UpdateFinishedTrialError: the trial has been ended already.
         """
         if len(self.trial.study.directions) == 1:
             self.trial.report(accuracy, epoch)  # the pruner reads what this stores
@@ -66,7 +66,7 @@ class Attempt:
         """Write the notes.
 
         Raises:
-            LeaseLostError: somebody has ended the trial.
+            LeaseLostError: the trial has been ended already.
         """
         try:
             with self.batched_writes():
@@ -118,7 +118,7 @@ def begin_attempt(
 def _fenced(ledger: Ledger, lease: Lease) -> Iterator[list[int]]:
     """Create a trial only while the lease is held, and keep others from leasing the slot until it is created.
 
-    Without this a worker that was delayed between the two would create a trial that nobody ever ends, since the
+    Without this a worker that was delayed between the two would create a trial that never ends, since the
     slot's next attempt has begun already.
 
     Yields:
@@ -207,7 +207,7 @@ def _tell_optuna(ledger: Ledger, attempt: Attempt, state: TrialState, value: Val
     try:
         attempt.trial.study.tell(attempt.trial, value, state)
     except (UpdateFinishedTrialError, ValueError) as error:
-        # Either an earlier try stored it and its answer was lost, or somebody else ended this attempt.
+        # Either an earlier try stored it and its answer was lost, or this attempt was ended elsewhere.
         stored = ledger.storage.get_trial(attempt.trial_id).state
         if stored != state:
             if stored == TrialState.RUNNING:
@@ -247,7 +247,7 @@ def end_attempt(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> N
     """Mark an attempt as FAIL and keep the lease.
 
     Raises:
-        LeaseLostError: somebody has ended the trial.
+        LeaseLostError: the trial has been ended already.
     """
     attempt.notes.update({CAUSE: cause, FAULT: fault})
     attempt.store_notes()
@@ -255,7 +255,7 @@ def end_attempt(ledger: Ledger, attempt: Attempt, cause: str, fault: Fault) -> N
 
 
 def abandon_lease(ledger: Ledger, lease: Lease, cause: str) -> None:
-    """Hand a lease back from a thread that does not train; its attempt ends whatever it is doing."""
+    """Hand a lease back from a thread that does not train; its attempt ends no matter how far it is."""
     for trial in attempts_at(ledger, lease.slot):
         if trial.state == TrialState.RUNNING and trial.user_attrs[ATTEMPT] == lease.attempt:
             fail_trial(ledger, trial, cause, Fault.PREEMPTED)

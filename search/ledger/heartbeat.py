@@ -1,7 +1,7 @@
 """Heartbeats that keep leases alive, and the end of leases whose workers have died.
 
 A lease expires when its worker has been silent for half of ``lost_after``. It is revoked when the worker stays silent
-for the other half, counted from the moment at which somebody saw it expired. The second half is for outages: when the
+for the other half, counted from the moment at which it was first seen expired. The second half is for outages: when the
 database comes back every lease may have expired, and every worker that lives has that long to renew its own.
 
 A neighbour on the same machine need not wait: it sees that the process is gone.

@@ -3,7 +3,7 @@
 A slot is done when one of its attempts, each an Optuna trial of its own, ended COMPLETE or PRUNED. The order of
 writes makes the budget exact, whichever process dies at whichever moment:
 
-- A lease is taken in one statement and kept alive by heartbeats (`search.ledger.heartbeat`); who may hold one stands
+- A lease is taken in one statement and kept alive by heartbeats (`search.ledger.heartbeat`); who may hold one is
   in the registry of workers (`search.ledger.registry`).
 - An attempt's trial is created in one transaction with a check of its lease (`search.ledger.attempts`), so every
   trial belongs to a lease.

@@ -21,7 +21,7 @@ class DeviceOption:
     Attributes:
         name: as ``--device`` takes it.
         text: for people.
-        key: equal for workers that share the device, in whatever container they run.
+        key: equal for workers that share the device, in any container.
     """
 
     name: str

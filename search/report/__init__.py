@@ -1,7 +1,7 @@
 """The report of a study: ``report.html``, one page that needs nothing else, and ``report.md``.
 
 `collect` is the only part that reads anything; `search.report.content` makes a document of it (words, tables, figures),
-`search.report.page` and `search.report.markdown` write that down.
+`search.report.page` and `search.report.markdown` write the document.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ __all__ = ["ReportData", "collect", "render", "write_report"]
 
 
 def write_report(out: Path, data: ReportData) -> list[Path]:
-    """Write a study's report, at whatever point it stands.
+    """Write a study's report, at any point of the study.
 
     Args:
         out: the folder of the study's outputs; created if it does not exist.
@@ -26,7 +26,7 @@ def write_report(out: Path, data: ReportData) -> list[Path]:
         the two files.
 
     Raises:
-        OSError: they cannot be written; earlier ones are left as they were.
+        OSError: they cannot be written; earlier ones are unchanged.
     """
     files = render(data)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a reader of a report must know before believing it."""
+"""What a reader must know before trusting a report."""
 
 import math
 from collections import Counter
@@ -20,11 +20,11 @@ LEAST_PER_PARAMETER = 10
 of ten observations for each variable."""
 
 EDGE = 0.02
-"""A real number without steps lies on the edge of its range where it is within this share of it."""
+"""A real number without steps is on the edge of its range if it is within this share of it."""
 
 
 def cautions(data: ReportData) -> list[tuple[str, str]]:
-    """Title and text of each, the gravest first."""
+    """Title and text of each, the most serious first."""
     return [
         *_fallback(data),
         *_reads(data),
@@ -117,7 +117,7 @@ def _edges(data: ReportData) -> Iterator[tuple[str, str]]:
 
 
 def edge_of(name: str, form: BaseDistribution, value: float) -> str | None:
-    """``low`` or ``high`` where a number lies on an end of its range beyond which the setting could go on.
+    """``low`` or ``high`` if a number is on an end of its range beyond which the setting could go on.
 
     Args:
         name: of the Optuna parameter.
@@ -134,7 +134,7 @@ def edge_of(name: str, form: BaseDistribution, value: float) -> str | None:
 
 
 def _goes_on(name: str, form: IntDistribution | FloatDistribution, edge: str) -> bool:
-    """Whether a value beyond the edge would be one at all: an augmentation strength ends at 1."""
+    """Whether a value beyond the edge would be valid: an augmentation strength ends at 1."""
     if isinstance(form, FloatDistribution) and form.log:
         beyond = form.low / 1.01 if edge == "low" else form.high * 1.01
     else:

@@ -15,7 +15,7 @@ from search.results import AccuracyEstimate
 
 
 def document(data: ReportData) -> Document:
-    """The whole report; a section that has nothing to tell yet says so in a sentence."""
+    """The whole report; a section that has nothing to report yet says so in a sentence."""
     warnings = cautions(data)
     return Document(
         title=data.record.name,

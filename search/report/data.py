@@ -1,4 +1,4 @@
-"""All that a report tells of a study, collected once, so that rendering reads nothing."""
+"""Everything that a report says about a study, collected once, so that rendering reads nothing."""
 
 import datetime
 import math
@@ -33,12 +33,12 @@ class ReportData:
     Attributes:
         record: its definition and its images.
         aim: what it is for.
-        trials: all of them; their notes of a worker's own troubles (tracebacks) are not looked at.
+        trials: all of them; their notes of a worker's own errors (tracebacks) are not read.
         count: the budget.
-        confirmation, retrain: None before they are there.
+        confirmation, retrain: None before they exist.
         progress: of a retrain under way.
         reads: every read of the test images.
-        importances: share of each parameter, largest first; empty where there are too few trials.
+        importances: share of each parameter, largest first; empty if there are too few trials.
         audit: of pruning.
         summary: of the study.
         storage: without a password.
@@ -96,7 +96,7 @@ def collect(
         study: which.
         record: what is stored of its definition and its images.
         count: its budget (`search.ledger.budget.count_budget`).
-        confirmation: summed up by `search.finale.confirm`; None where there is none.
+        confirmation: summed up by `search.finale.confirm`; None if there is none.
         retrain: None before it is done.
         summary: of the study.
         storage_shown: the storage's URL without a password.
@@ -130,7 +130,7 @@ def _importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str
         return {}
     evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(complete))))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few trials, which the report tells in its own words
+        warnings.simplefilter("ignore")  # of few trials, which the report says in its own words
         try:
             importances = get_param_importances(study, evaluator=evaluator, normalize=False)
         except (OptunaError, ValueError, ZeroDivisionError):
@@ -138,5 +138,5 @@ def _importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str
     whole = sum(importances.values())
     if not math.isfinite(whole) or whole <= 0:
         return {}
-    # The library orders equals by chance.
+    # The library orders equal ones randomly.
     return {name: value / whole for name, value in sorted(importances.items(), key=lambda item: (-item[1], item[0]))}

@@ -1,6 +1,6 @@
-"""What a report consists of, whatever it is written as: words, tables, pictures, code, in sections.
+"""What a report consists of, in any format: words, tables, pictures, code, in sections.
 
-All text in here is plain. Who renders it escapes it.
+All text here is plain. The renderer escapes it.
 """
 
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ class Picture:
     Attributes:
         title: what it shows.
         figure: drawn without a title of its own.
-        text: how to read it, where that is not plain.
-        numbers: the same as a table, for who cannot see it and where there are no pictures.
+        text: how to read it, if that is not obvious.
+        numbers: the same as a table, for readers who cannot see it and formats without pictures.
         height: in pixels.
     """
 
@@ -61,7 +61,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Figures beside one another, where there is room for that; ``small`` ones take less of it."""
+    """Figures next to one another, if there is room for that; ``small`` ones take less of it."""
 
     pictures: tuple[Picture, ...]
     small: bool = False
@@ -94,10 +94,10 @@ class Answer:
 
     Attributes:
         label: what the value is.
-        value: a number, or words where there is none yet.
+        value: a number, or words if there is none yet.
         detail: interval and number of seeds, or how far the study is.
         sentences: what else to know.
-        warnings: titles of the warnings, told in full in their section.
+        warnings: titles of the warnings, which are in full in their section.
     """
 
     label: str

@@ -1,6 +1,6 @@
 """What all figures share: colours, titles, and a bound on their points.
 
-A figure's JSON lies in the database and every open browser reads it every few seconds, so figures are kept small: no
+A figure's JSON is in the database and every open browser reads it every few seconds, so figures are kept small: no
 template, rounded numbers, few points.
 """
 

@@ -31,7 +31,7 @@ class _Line:
 
 
 def confirmation_figure(confirmation: Confirmation) -> go.Figure:
-    """Each confirmed configuration's accuracy with every seed, their mean, and what the search gave it."""
+    """Each confirmed configuration's accuracy with every seed, their mean, and its accuracy in the search."""
     rows = [row for row in confirmation.configurations if row.accuracies]
     names = [f"trial {row.trial}" for row in rows]
     figure = titled("Confirmation over fresh seeds")
@@ -74,7 +74,7 @@ def confirmation_figure(confirmation: Confirmation) -> go.Figure:
 
 
 def retrain_accuracy_figure(retrain: RetrainResult, most: int = 150) -> go.Figure:
-    """Accuracy by epoch of every training of the finale, ``most`` points a line; stars are test accuracies."""
+    """Accuracy by epoch of every training of the finale, ``most`` points per line; stars are test accuracies."""
     figure = titled("Retrain: accuracy by epoch")
     for line in _lines(retrain):
         shown = True
@@ -114,7 +114,7 @@ def retrain_accuracy_figure(retrain: RetrainResult, most: int = 150) -> go.Figur
 
 
 def retrain_loss_figure(retrain: RetrainResult, most: int = 150) -> go.Figure:
-    """Training loss by batch of every training of the finale, ``most`` points a line, with the mean around each."""
+    """Training loss by batch of every training of the finale, ``most`` points per line, with the mean around each."""
     figure = titled("Retrain: loss of every batch")
     for line in _lines(retrain):
         losses = [(step, y) for step, loss in line.losses if (y := number(loss)) is not None]
@@ -181,7 +181,7 @@ def class_figure(accuracies: Mapping[str, float]) -> go.Figure:
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> go.Figure:
-    """How the images of each class were classed: right answers in green, mistakes in red, each with its own scale."""
+    """How each class's images were classified: right answers in green, mistakes in red, each with its own scale."""
     shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
     names = [html.escape(name) for name in classes]
     size = len(shares)

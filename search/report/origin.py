@@ -1,4 +1,4 @@
-"""The report's sections about what its numbers stand beside and come from: known networks, and all that repeats it."""
+"""The report's sections on comparison and origin: known networks, and everything needed to repeat the study."""
 
 import shlex
 from collections import Counter

@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing else: no network, no other file.
 
 Its content security policy forbids every request. Without scripts the text and the tables are all there. The page's
-elements stand in ``page.html.jinja``, its style in ``page.css``, what draws the figures in ``page.js``.
+elements are in ``page.html.jinja``, its style in ``page.css``, the code that draws the figures in ``page.js``.
 """
 
 import json
@@ -58,7 +58,7 @@ def _file(name: str) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    """A figure as JSON that cannot end the element it stands in; the page sets its height, title and colours."""
+    """A figure as JSON that cannot end the element that contains it; the page sets its height, title and colours."""
     drawn: dict[str, Any] = json.loads(picture.figure.to_json())
     layout = {
         key: value for key, value in drawn["layout"].items() if key not in ("title", "template", "margin", "height")

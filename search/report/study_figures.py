@@ -22,7 +22,7 @@ MOST_POINTS = 500
 
 
 def budget_figure(trials: Sequence[FrozenTrial], requested: int, waiting: int) -> go.Figure:
-    """Configurations by outcome against the number requested; failed attempts apart, as they do not count.
+    """Configurations by outcome against the number requested; failed attempts separately, as they do not count.
 
     Args:
         trials: all trials of the study.
@@ -60,7 +60,7 @@ def budget_figure(trials: Sequence[FrozenTrial], requested: int, waiting: int) -
 
 
 def device_hours_figure(trials: Sequence[FrozenTrial]) -> go.Figure:
-    """Device-hours by what came of them, over finished trials."""
+    """Device-hours by outcome, over finished trials."""
     names: dict[Outcome, str] = {
         "complete": "complete",
         "pruned": "pruned",
@@ -132,7 +132,7 @@ def cost_figure(trials: Sequence[FrozenTrial], attribute: str, chosen: int | Non
 
 
 def pareto_front(trials: Sequence[FrozenTrial], attribute: str) -> list[FrozenTrial]:
-    """COMPLETE trials than which none is both cheaper (or equal) and better, cheapest first."""
+    """COMPLETE trials for which no other is both cheaper (or equal) and better, cheapest first."""
     return front_of(trials, _cost_named(attribute))
 
 
@@ -198,7 +198,7 @@ def _add_cost(
 
 def learning_curve_png(trial: FrozenTrial) -> bytes:
     """Accuracy by epoch as a PNG: on the validation images, and on the training images if that was stored."""
-    # Half a second to import, and only who draws a curve needs it. Figure and canvas without pyplot leave no state.
+    # Half a second to import, and needed only to draw a curve. Figure and canvas without pyplot leave no state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter

@@ -160,12 +160,12 @@ def timeline_figure(trials: Sequence[FrozenTrial], until: datetime) -> go.Figure
 
 
 def worker_of(trial: FrozenTrial) -> str:
-    """Whose a trial was."""
+    """The worker that had a trial."""
     return str(trial.user_attrs.get(WORKER, "unknown"))
 
 
 def _shortened(worker: str, most: int = 20) -> str:
-    """A worker's name, the end of which tells it from its neighbours, as a label."""
+    """A worker's name as a label; its end distinguishes it from its neighbours'."""
     return html.escape(worker if len(worker) <= most else f"…{worker[1 - most :]}")
 
 

@@ -31,7 +31,7 @@ from search.report.words import NONE, counted, flops_cell, latency_cell, whole_c
 from search.summary import Summary
 
 SHOWN_TRIALS = 10
-"""The best trials, told with their parameters."""
+"""The best trials, shown with their parameters."""
 
 UNITS: Mapping[str, tuple[str, str, Callable[[object], str]]] = {
     "parameters": ("parameters", "as many or fewer parameters", whole_cell),

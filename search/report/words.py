@@ -1,4 +1,4 @@
-"""Words and cells of tables: how numbers are told."""
+"""Words and cells of tables: how numbers are written."""
 
 from collections.abc import Mapping
 
@@ -19,13 +19,13 @@ NAMES = {
     "sgd": "SGD",
     "adamw": "AdamW",
 }
-"""Settings whose own spelling is another one."""
+"""Settings that people spell differently."""
 
 STOPPED = {"time": "the study's minutes were up", "max epochs": "no more epochs were allowed"}
-"""Why nothing longer was tried, where longer might have helped."""
+"""Why nothing longer was tried although it might have helped."""
 
 NONE = "n/a"
-"""In place of what is not known."""
+"""Shown if a value is not known."""
 
 
 def signed(share: float, digits: int = 2) -> str:
@@ -39,12 +39,12 @@ def points_text(share: float) -> str:
 
 
 def counted(value: int, noun: str) -> str:
-    """So many of these."""
+    """A number with its noun."""
     return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
 def configuration_words(trial: FrozenTrial) -> str:
-    """A trial's network and training in words; its parameters where the configuration was not stored."""
+    """A trial's network and training in words; its parameters if the configuration was not stored."""
     config = trial.user_attrs.get(CONFIG)
     parameters = number(trial.user_attrs.get(PARAMETERS))
     size = "" if parameters is None else f", {parameters:,.0f} parameters"

@@ -184,7 +184,7 @@ def exclusive_lock(url: URL, what: str, wait: bool = True) -> Iterator[bool]:
     Args:
         url: of the storage.
         what: is held, such as a study's finale.
-        wait: until nobody else holds it.
+        wait: until no other process holds it.
 
     Yields:
         whether it is held; always true with ``wait``.

@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 NAME = "search"
 """The database, and the role that owns the server."""
 START_SECONDS = 120
-"""How long a server may take until it answers, for instance to mend its data after a power loss."""
+"""How long a server may take until it answers, for instance to repair its data after a power loss."""
 START_TRIES = 3
 LEAVE_SECONDS = 1.0
 """How long connections that were just closed may still show on the server."""
@@ -250,7 +250,7 @@ def _leave(folder: Path, programs: Path) -> None:
     """Stop the server if nobody uses it."""
     with contextlib.suppress(OSError), _locked(folder):
         status = _status(folder)
-        # Nobody is connected to a server that is still starting: whoever wants it waits for the lock.
+        # Nobody is connected to a server that is still starting: a process that wants it waits for the lock.
         if status is not None and (status != "ready" or _unused(folder)):
             _call(folder, programs, "pg_ctl", "stop", "-w", "-m", "fast", "-D", "data")
 

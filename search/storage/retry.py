@@ -1,7 +1,7 @@
 """Calls to a database that may be away for a while: try again with capped backoff, up to a limit.
 
 Every method of Optuna's storage is one transaction, and so is every call of `search.ledger`: that is the unit that
-is tried again. A call whose commit nobody heard of may be done twice; each place that makes a call says what that does.
+is tried again. A call whose commit was not confirmed may be done twice; each caller says what that does.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ FIRST_PAUSE = 0.2
 
 
 class StorageLostError(RunError):
-    """The database stayed away for longer than the study allows, or somebody wants to stop in the meantime."""
+    """The database stayed away for longer than the study allows, or the process was asked to stop in the meantime."""
 
 
 class Retry:

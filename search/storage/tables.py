@@ -53,7 +53,7 @@ state: a `SlotState`.
 attempt: counts the leases; with ``worker`` it is what fences off a worker that lost its lease.
 start: index of the known good configuration that this slot begins with.
 worker, expires: who holds the lease, and until when unless renewed.
-suspected: when somebody first saw the lease expired. It is revoked only a grace later, so that after an outage
+suspected: when the lease was first seen expired. It is revoked only a grace later, so that after an outage
     of the database every worker that lives can renew first.
 errors, deaths: attempts that ended in an exception; workers that died in mid-attempt without one more epoch.
 memory_kills: workers that the kernel killed because memory ran out.
@@ -92,7 +92,7 @@ device_key: equal for workers that share a device.
 alone: its `DeviceClaim`.
 start_up: seconds from its process's creation until it began its first trial.
 progress: of its trial: number, epoch, epochs, accuracy, images_per_second.
-left, farewell: when and why it left; a worker that died without a word never says so.
+left, farewell: when and why it left; a worker that died without leaving never sets them.
 """
 
 LOGS = sa.Table(

@@ -102,7 +102,7 @@ def _frozen(row: sa.Row[Any], parts: Sequence[sa.Row[Any]]) -> FrozenTrial:
 
 @functools.lru_cache(maxsize=1000)
 def _distribution(text: str) -> BaseDistribution:
-    """Cached: parsing is most of the time that reading a trial takes, and a study has few. Nobody changes one."""
+    """Cached: parsing is most of the time that reading a trial takes, and a study has few. None is ever changed."""
     return json_to_distribution(text)
 
 

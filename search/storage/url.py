@@ -76,7 +76,7 @@ def with_password(url: URL) -> URL:
 
 
 def without_password(url: URL) -> str:
-    """The URL as it may be shown: without a password, in whatever part of the URL it stands."""
+    """The URL as it may be shown: without a password, in any part of the URL."""
     secrets = {"password", "passfile", "sslpassword"}
     query = {key: value for key, value in url.query.items() if key not in secrets}
     return url.set(query=query).render_as_string(hide_password=True)

@@ -1,4 +1,4 @@
-"""What a worker's loop needs from whatever trains a configuration. Importing this does not import torch."""
+"""What a worker's loop needs from the code that trains a configuration. Importing this does not import torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class TrialRunner(Protocol):
         Raises:
             StoppedError: the process was asked to stop.
             LeaseLostError: the lease went to another worker.
-            Exception: whatever a network raises; `classify_failure` says what it means.
+            Exception: anything that a network raises; `classify_failure` says what it means.
         """
 
     def classify_failure(self, error: Exception) -> Failure:
@@ -73,7 +73,7 @@ class TrialRunner(Protocol):
         """Remove the checkpoint of a slot that is done."""
 
     def free_memory(self) -> None:
-        """Free what earlier trials left behind."""
+        """Free what earlier trials left allocated."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class WorkerOptions:
         dataset: where the images of a ``folder:DIR`` study are on this machine; None: where the study says.
         max_trials: leave after this many configurations.
         number, launcher: of a worker that `run` started.
-        log: where all that this worker prints is, for people.
+        log: where everything that this worker prints is, for people.
     """
 
     storage: URL

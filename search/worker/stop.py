@@ -1,6 +1,6 @@
 """Stopping a process at a moment when that is safe.
 
-A signal may come in the middle of a database call, where an exception would do harm. There it only leaves a note;
+A signal may come in the middle of a database call, where an exception would do harm. There it is only noted;
 inside `StopRequest.interrupting`, which is around training alone, it interrupts at once.
 
 Python handles a signal only between two of its own steps, and one step of a large network on a CPU can take ten

@@ -79,7 +79,7 @@ def run_trial(context: TrialContext) -> TrialResult:
         StoppedError: the process was asked to stop.
         LeaseLostError: the lease went to another worker.
         NonFiniteLossError: the training diverged.
-        Exception: whatever a network raises.
+        Exception: anything that a network raises.
     """
     attempt, config, split, show = context.attempt, context.config, context.split, context.show
     trial, device = attempt.trial, split.fit_images.device
@@ -154,7 +154,7 @@ def _recorded(context: TrialContext) -> Iterator[list[EpochResult]]:
 def _resumed_curve(
     context: TrialContext, identity: dict[str, Any], network: BlockNetwork, state: FitState
 ) -> list[EpochResult]:
-    """The epochs of earlier attempts, with network and state brought to their end; none if the trial starts afresh."""
+    """The epochs of earlier attempts, with network and state restored to their end; none if the trial starts afresh."""
     number = context.attempt.trial.number
     elsewhere = context.attempt.lease.attempt > 1
     curve = resume_training(
