@@ -1,4 +1,4 @@
-"""What happens in a run, told to whoever shows it."""
+"""What happens in a run, as events for whatever shows them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ AttemptOutcome = Literal["complete", "pruned", "infeasible", "failed", "handed b
 
 @dataclass(frozen=True)
 class Budget:
-    """Configurations asked for and what has become of them.
+    """The configurations asked for, and their states.
 
     Attributes:
         requested: the budget.
         complete, pruned: configurations that are done; infeasible ones are among the pruned.
         infeasible: configurations that do not fit into memory.
-        failed_attempts: attempts that count for nothing.
+        failed_attempts: attempts that do not count.
         running: attempts under way.
-        waiting: configurations not begun, or to be tried again.
+        waiting: configurations not started, or to be tried again.
     """
 
     requested: int
@@ -38,13 +38,13 @@ class Budget:
 
     @property
     def remaining(self) -> int:
-        """Configurations still to be done."""
+        """Configurations still to do."""
         return max(0, self.requested - self.done)
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best configuration so far; ``rule`` says what makes it that, where it is not accuracy alone."""
+    """The best configuration so far; ``rule`` says why it is the best, if not for accuracy alone."""
 
     trial: int
     accuracy: float
@@ -54,7 +54,7 @@ class Best:
 
 @dataclass(frozen=True)
 class WorkerAt:
-    """A worker that lives, and the trial that it is at."""
+    """A living worker, and the trial that it is training."""
 
     name: str
     device: str
@@ -64,7 +64,7 @@ class WorkerAt:
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """How the whole search, or its confirmation, stands, whoever works at it."""
+    """Progress of the whole search, or of its confirmation, over all workers."""
 
     budget: Budget
     best: Best | None
@@ -95,7 +95,7 @@ class EpochFinished:
 
 @dataclass(frozen=True)
 class TrialFinished:
-    """An attempt at a trial ended, one way or another."""
+    """An attempt at a trial ended, with any outcome."""
 
     number: int
     outcome: AttemptOutcome
@@ -107,7 +107,7 @@ class TrialFinished:
 
 @dataclass(frozen=True)
 class RetrainStarted:
-    """One of the winner's last trainings begins, or goes on after a kill; ``what`` says which."""
+    """One of the winner's last trainings starts, or continues after a kill; ``what`` says which."""
 
     trial: int
     epochs: int
@@ -120,8 +120,8 @@ class RetrainEpoch:
     """The winner trained one epoch.
 
     Attributes:
-        started: of this training.
-        result: of the epoch.
+        started: this training's start.
+        result: the epoch's result.
         left: seconds until the retrain is done, at least.
         validated: whether the validation images were kept out of the training.
     """
@@ -134,7 +134,7 @@ class RetrainEpoch:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that a person should know."""
+    """Something that the user should know."""
 
     text: str
 

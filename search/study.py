@@ -1,4 +1,4 @@
-"""Creating a study, finding it again, and refusing what does not belong to it."""
+"""Create a study, find it again, and refuse what does not belong to it."""
 
 import json
 import re
@@ -36,7 +36,7 @@ class DatasetRecord:
         fingerprint: of images, labels and division (`data.split.Split`).
         classes: the name of each class.
         fit, validation: numbers of images.
-        fallback: digits taken because CIFAR-10 was not to be had.
+        fallback: digits were used because CIFAR-10 was not available.
     """
 
     name: str
@@ -68,10 +68,10 @@ def check_name(name: str) -> str:
 
 
 def find(storage: RDBStorage, name: str) -> optuna.Study | None:
-    """The study of that name, if there is one that this project made.
+    """The study of that name, if this project made one.
 
     Raises:
-        UserError: the study of that name was made by something else.
+        UserError: something else made the study of that name.
     """
     if name not in study_names(storage):
         return None
@@ -103,7 +103,7 @@ def load(storage: RDBStorage, name: str | None) -> optuna.Study:
 
 
 def record_of(study: optuna.Study) -> StudyRecord | None:
-    """What a study's creator stored in it; None where the creator died before it could."""
+    """What a study's creator stored in it; None if the creator died before it could."""
     attributes = study.user_attrs
     if DEFINITION not in attributes:
         return None
@@ -116,13 +116,13 @@ def record_of(study: optuna.Study) -> StudyRecord | None:
 
 
 def create(storage: RDBStorage, record: StudyRecord, environment: Mapping[str, Any]) -> optuna.Study:
-    """Create a study, or finish one whose creator died half-way."""
+    """Create a study, or finish one whose creator died halfway."""
     cost = second_objective(record.config.objective)
     directions, metrics = [StudyDirection.MAXIMIZE], ["validation accuracy"]
     if cost is not None:
         directions, metrics = [*directions, StudyDirection.MINIMIZE], [*metrics, COST_LABELS[cost]]
     study = _created(storage, record.name, directions)
-    if len(study.directions) != len(directions):  # of a creator that wanted another objective, and died
+    if len(study.directions) != len(directions):  # its creator wanted another objective, and died
         optuna.delete_study(study_name=record.name, storage=storage)
         study = _created(storage, record.name, directions)
     with experimental_allowed():
@@ -146,7 +146,7 @@ def update(study: optuna.Study, config: StudyConfig) -> None:
 
 
 def definition_of(study: optuna.Study) -> StudyConfig:
-    """A study's definition as it is stored at this moment.
+    """A study's definition as it is stored now.
 
     Raises:
         UserError: this version of the project does not know something in it.
@@ -158,7 +158,7 @@ def definition_of(study: optuna.Study) -> StudyConfig:
 
 
 def definition_now(storage: RetryingStorage, study: optuna.Study) -> StudyConfig:
-    """The same by one small statement: workers ask before every trial.
+    """Like `definition_of`, by one small statement: workers ask before every trial.
 
     Raises:
         UserError: this version of the project does not know something in it.
@@ -177,7 +177,7 @@ def _parsed(text: str) -> StudyConfig:
 
 
 def refuse_other_reading(study: optuna.Study) -> None:
-    """Raise `UserError` where this code reads the study's definition differently than the code that wrote it."""
+    """Raise `UserError` if this code reads the study's definition differently from the code that wrote it."""
     if space_hash(comparable_part(definition_of(study))) != study.user_attrs[SPACE_HASH]:
         raise UserError(_other_version(study, "a setting means something else here"))
 
@@ -191,7 +191,7 @@ def _other_version(study: optuna.Study, why: str) -> str:
 
 
 def refuse_other_space(record: StudyRecord, config: StudyConfig, source: str) -> None:
-    """Raise `UserError` with the difference where scores of the two definitions cannot be compared."""
+    """Raise `UserError` with the difference if scores of the two definitions cannot be compared."""
     changed = differences(comparable_part(record.config), comparable_part(config))
     if changed:
         raise UserError(
@@ -201,7 +201,7 @@ def refuse_other_space(record: StudyRecord, config: StudyConfig, source: str) ->
 
 
 def refuse_other_objective(record: StudyRecord, asked: Objective | None) -> None:
-    """Raise `UserError` where somebody asks a study for another objective than its own; None asks for none."""
+    """Raise `UserError` if the objective asked for is not the study's own; None asks for none."""
     if asked not in (None, record.config.objective):
         raise UserError(
             f"study {record.name!r} was created with the objective {record.config.objective}, not {asked}, and keeps "
@@ -210,7 +210,7 @@ def refuse_other_objective(record: StudyRecord, asked: Objective | None) -> None
 
 
 def refuse_other_data(record: StudyRecord, fingerprint: str) -> None:
-    """Raise `UserError` where the images are not those that the study began with."""
+    """Raise `UserError` if the images are not those that the study began with."""
     if record.dataset.fingerprint != fingerprint:
         raise UserError(
             f"study {record.name!r} was begun on other images (fingerprint {record.dataset.fingerprint[:12]}, "
@@ -220,19 +220,19 @@ def refuse_other_data(record: StudyRecord, fingerprint: str) -> None:
 
 @contextmanager
 def experimental_allowed() -> Iterator[None]:
-    """What Optuna calls experimental is used knowingly; its tests here say so when it changes."""
+    """Silence Optuna's experimental warnings: such features are used knowingly, and tests notice changes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
 def ranked_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The COMPLETE trials, the highest validation accuracy first; of equals the earliest."""
+    """The COMPLETE trials, highest validation accuracy first; ties go to the earliest."""
     return ranked(study.get_trials(deepcopy=False))
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """The COMPLETE trial that the study's aim calls best: the most accurate, the front's knee, or within its limits."""
+    """The best COMPLETE trial by the study's aim: the most accurate, the front's knee, or within its limits."""
     return next(iter(candidates(study.get_trials(deepcopy=False), selection_rule_of(study), 1)), None)
 
 

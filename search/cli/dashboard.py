@@ -1,4 +1,4 @@
-"""``search dashboard``: optuna-dashboard on a storage."""
+"""``search dashboard``: serves optuna-dashboard on a storage."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``search data``: fetches a data set before it is needed."""
+"""``search data``: fetches a data set ahead of time."""
 
 from typing import Annotated
 

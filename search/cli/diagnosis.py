@@ -1,4 +1,4 @@
-"""What ``search doctor`` looks at: what a search needs, what is wrong, and how to mend it."""
+"""What ``search doctor`` checks: what a search needs, what is wrong, and how to fix it."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ Level = Literal["ok", "warning", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: how it stands, and what would mend it."""
+    """One check: its result, and how to fix what is wrong."""
 
     subject: str
     level: Level
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine(device_name: str, data_dir: Path, storage: URL, out: Path) -> list[Finding]:
-    """Look at everything that a search needs; never raises."""
+    """Check everything that a search needs; never raises."""
     findings = [_python(), _torch()]
     try:
         device = resolve_device(device_name)
@@ -78,7 +78,7 @@ def _bf16(device: torch.device) -> Finding:
 
 
 def _compiler(device: torch.device) -> Finding:
-    """A CPU's convolutions and what follows them are compiled code; a GPU's long retrain is compiled by PyTorch."""
+    """Convolutions and what follows them run as compiled code on a CPU; PyTorch compiles a long retrain on a GPU."""
     if device.type == "cpu" and library(SOURCE) is not None:
         convolutions = "" if library(winograd.SOURCE) else "; its convolutions are PyTorch's own (no AVX512_BF16)"
         return Finding("compiler", "ok", f"found: networks train with code compiled for this processor{convolutions}")

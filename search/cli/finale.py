@@ -1,4 +1,4 @@
-"""``search confirm``, ``retrain`` and ``report``: the parts of the finale, each by itself."""
+"""``search confirm``, ``retrain`` and ``report``: each part of the finale by itself."""
 
 import contextlib
 import signal
@@ -102,7 +102,7 @@ def report_command(name: Name = None, storage: Storage = None, out: Out = None) 
 
 @contextlib.contextmanager
 def _search(name: str | None, storage: str | None, data_dir: Path | None, out: Path | None) -> Iterator["OpenSearch"]:
-    """A study, opened; after the context its summary and report are written."""
+    """Open a study; write its summary and report at the end of the context."""
     from data.paths import data_folder
     from search.run.finale import write_outcome
     from search.run.open_search import find_search

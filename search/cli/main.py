@@ -1,6 +1,6 @@
-"""The command line. It turns words into plain options and errors into one line; the work is done elsewhere.
+"""The command line: turns words into plain options and errors into one line; other modules do the work.
 
-torch and everything that needs it is imported inside the commands, so that `--help` and `status` are quick.
+The commands import torch, and everything that needs it, inside their functions, so that `--help` and `status` are fast.
 """
 
 import os
@@ -23,7 +23,7 @@ from search.cli.worker import worker_command
 from search.host.exit_status import ExitStatus
 from search.host.process import end_with_parent
 
-# Read by torch when it first allocates: large blocks in huge pages, a fifth of the time of a training step here.
+# torch reads this when it first allocates: large blocks in huge pages, a fifth of the time of a training step here.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 app = typer.Typer(
@@ -68,10 +68,10 @@ def _quiet_libraries(debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with the status that the contract gives."""
+    """Run the command line and exit with the status that the contract defines."""
     end_with_parent()
     debug = "--debug" in sys.argv
-    if debug:  # allowed anywhere in the line
+    if debug:  # allowed anywhere on the line
         sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]
     if len(sys.argv) == 1:
         sys.argv.append("--help")
@@ -96,13 +96,13 @@ def _status_of(command: Callable[[], Any], debug: bool) -> int:
         if isinstance(error, RunError):
             _complain(str(error))
             return ExitStatus.FAILED
-        # What the parser refuses. Typer has carried a copy of click of late, so there is no one class to name.
+        # Refused by the parser. Recent versions of Typer contain a copy of click, so there is no single class to name.
         if explain := getattr(error, "format_message", None):
             _complain(explain())
             return ExitStatus.WRONG_INPUT
         _complain(f"unexpected {type(error).__name__}: {first_line(error)} (the traceback: add --debug)")
         return ExitStatus.FAILED
-    if status == ExitStatus.INTERRUPTED:  # newer Typers turn Ctrl-C into a status themselves
+    if status == ExitStatus.INTERRUPTED:  # newer versions of Typer turn Ctrl-C into a status
         _complain(f"interrupted; nothing stored is lost. To go on: {this_command()}")
     return status if isinstance(status, int) else ExitStatus.OK
 

@@ -18,7 +18,7 @@ Name = Annotated[
 
 
 class FileForm(enum.StrEnum):
-    """What a model is exported as."""
+    """The format of an exported model."""
 
     ONNX = "onnx"
     TORCH_EXPORT = "torch-export"
@@ -50,7 +50,7 @@ def predict_command(
 
     if bool(images) == bool(folder):
         raise UserError("give images, or --dir with a folder of them" + (", not both" if images else ""))
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its decoders log what the one line of an error says
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its decoders log what the one-line error already says
     unreadable: list[DataError] = []
 
     def refuse(error: DataError) -> None:
@@ -105,7 +105,7 @@ def _model_folder(model: Path | None, name: str | None) -> Path:
     """The folder of the saved model that the options name.
 
     Raises:
-        UserError: both are given, or neither while ``studies`` does not have exactly one.
+        UserError: both are given, or neither and ``studies`` does not have exactly one model.
     """
     from data.errors import UserError
     from search.study import check_name

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they all do with them."""
+"""Options that several commands share, and their handling."""
 
 import contextlib
 import enum
@@ -31,7 +31,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or cuda:N,M."
 
 
 class Form(enum.StrEnum):
-    """How a command prints what it found."""
+    """How a command prints its result."""
 
     TABLE = "table"
     JSON = "json"
@@ -90,7 +90,7 @@ Format = Annotated[Form, typer.Option("--format", help="How to print it.")]
 
 @contextlib.contextmanager
 def database(given: str | None) -> Iterator[Any]:
-    """The storage's URL; for ``postgres`` that of a PostgreSQL of our own, running for as long as it is needed."""
+    """The storage's URL; for ``postgres`` that of our own PostgreSQL, which runs for as long as it is needed."""
     from search.storage.url import storage_url, without_password
 
     if (given or os.environ.get("SEARCH_STORAGE")) != "postgres":
@@ -122,10 +122,10 @@ MOST_WORKERS = 1024
 
 
 def limits_given(max_params: str | None, max_latency: str | None) -> "dict[CostName, float | None]":
-    """The limits that are named on the command line; None lifts one that was given before.
+    """The limits given on the command line; None removes an earlier one.
 
     Raises:
-        UserError: neither a number above 0 nor ``none``.
+        UserError: a limit is neither a number above 0 nor ``none``.
     """
     from data.errors import UserError
 
@@ -150,7 +150,7 @@ def _seconds(text: str) -> float:
 
 
 def refuse_absent(url: Any) -> None:
-    """Looking at a SQLite database must not create it."""
+    """Refuse an absent SQLite database: looking must not create it."""
     from data.errors import UserError
 
     if url.drivername == "sqlite" and not Path(str(url.database)).exists():
@@ -158,18 +158,18 @@ def refuse_absent(url: Any) -> None:
 
 
 def terminal() -> Console:
-    """Standard output; in a file or a pipe, lines are not broken at a terminal's width that is not there."""
+    """Standard output; in a file or a pipe, lines do not wrap at a terminal's width."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
 
 
 def interrupt(*_: object) -> None:
-    """What SIGTERM does to a command that works: the same as Ctrl-C."""
+    """Handle SIGTERM in a running command like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def this_command() -> str:
-    """The command as it can be typed again; without a password."""
+    """This command, ready to be typed again, without a password."""
     return shlex.join(["python", "-m", "search", *map(_without_password, sys.argv[1:])])
 
 

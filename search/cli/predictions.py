@@ -15,7 +15,7 @@ SIZES_SHOWN = 3
 
 
 def as_json(predictions: Sequence[Prediction], top: int) -> list[dict[str, Any]]:
-    """What scripts read; ``probabilities`` if more than one class of each image is shown."""
+    """Predictions for scripts; with ``probabilities`` if more than one class per image is shown."""
     return [
         {
             "image": str(prediction.image),
@@ -29,7 +29,7 @@ def as_json(predictions: Sequence[Prediction], top: int) -> list[dict[str, Any]]
 
 
 def as_table(predictions: Sequence[Prediction]) -> Table:
-    """What a person reads: a line for each image, or several if several classes are shown."""
+    """Predictions for people: one line per image, or several if several classes are shown."""
     table = Table("image", "class", "probability", box=None, pad_edge=False)
     table.columns[0].overflow = table.columns[1].overflow = "fold"
     table.columns[2].justify = "right"
@@ -42,7 +42,7 @@ def as_table(predictions: Sequence[Prediction]) -> Table:
 
 
 def resizing(predictions: Sequence[Prediction]) -> str | None:
-    """One line that says from which sizes images were brought to the network's; None if none was resized."""
+    """One line with the sizes from which images were resized to the network's; None if none was resized."""
     sizes = Counter(prediction.resized_from for prediction in predictions if prediction.resized_from)
     if not sizes:
         return None
@@ -60,5 +60,5 @@ def _pixels(size: tuple[int, int]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text as it can be shown on any terminal: a file's name may contain line breaks and commands to the terminal."""
+    """Text that is safe on any terminal: a file name may contain line breaks and terminal commands."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

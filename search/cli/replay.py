@@ -1,4 +1,4 @@
-"""``search replay``: a study's own trials under other pruners."""
+"""``search replay``: replays a study's own trials under other pruners."""
 
 import json
 from dataclasses import asdict
@@ -57,6 +57,6 @@ def _print(replayed: "Replay") -> None:
 
 
 def _spread(estimate: "Estimate", scale: float, unit: str, digits: int) -> str:
-    """A mean and, where draws differ, the middle 95 % of them."""
+    """A mean and, if draws differ, the middle 95 % of them."""
     mean, low, high = (f"{scale * value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low} to {high})"

@@ -1,4 +1,4 @@
-"""The command that shows how a study stands."""
+"""``search status``: shows a study's state."""
 
 import json
 import time
@@ -57,7 +57,7 @@ def status_command(
                 open_ = is_open(ledger)
                 while open_:
                     time.sleep(STATUS_SECONDS)
-                    open_ = is_open(ledger)  # before the reading: the last view shows the end
+                    open_ = is_open(ledger)  # before reading, so that the last view shows the end
                     live.update(status_view(read()), refresh=True)
 
 

@@ -1,4 +1,4 @@
-"""``search worker``: a worker of a study, started by a run or by hand."""
+"""``search worker``: runs a worker of a study, started by a run or by hand."""
 
 import os
 from pathlib import Path
@@ -53,5 +53,5 @@ def worker_command(
         except (StoppedError, StorageLostError) as error:
             if stop.cause is None:
                 raise
-            raise KeyboardInterrupt from error  # also if the database was away when the worker was stopped
+            raise KeyboardInterrupt from error  # also if the database was lost when the worker was stopped
     typer.echo(f"{done} configuration{'' if done == 1 else 's'} done by this worker")

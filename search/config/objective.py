@@ -1,9 +1,9 @@
 """What a search is for: accuracy alone, or accuracy and one cost, which gives a front of networks
 (`search.analysis.pareto`).
 
-A study with two objectives has two values a trial, validation accuracy first. Optuna then refuses `Trial.report`,
-`Trial.should_prune`, `FrozenTrial.value`, `Study.direction` and `Study.best_trial`; whoever wants a trial's accuracy
-asks `score`.
+With two objectives every trial has two values, validation accuracy first. Optuna then refuses `Trial.report`,
+`Trial.should_prune`, `FrozenTrial.value`, `Study.direction` and `Study.best_trial`; use `score` for a trial's
+accuracy.
 """
 
 import math
@@ -22,17 +22,17 @@ seconds of the forward pass of `LATENCY_BATCH` images on the trial's device (`mo
 Objective = Literal["accuracy", "accuracy,params", "accuracy,flops", "accuracy,latency"]
 
 COST_ATTRIBUTES: Mapping[CostName, str] = {"params": PARAMETERS, "flops": FLOPS, "latency": LATENCY}
-"""User attributes of a trial that hold its costs; ``latency`` only where it is an objective."""
+"""User attributes of a trial that hold its costs; ``latency`` only if it is an objective."""
 
 COST_LABELS: Mapping[CostName, str] = {"params": "parameters", "flops": "FLOPs", "latency": "latency in seconds"}
-"""Names of the costs, for people."""
+"""The costs' names as shown to people."""
 
 LATENCY_BATCH = 1
-"""Images of the forward pass whose time is a trial's latency."""
+"""Images in the forward pass that a trial's latency measures."""
 
 
 def parse_objective(text: str) -> Objective:
-    """The objective that somebody asks for.
+    """The objective with this name.
 
     Raises:
         UserError: there is none of that name.
@@ -44,17 +44,17 @@ def parse_objective(text: str) -> Objective:
 
 
 def second_objective(objective: Objective) -> CostName | None:
-    """The cost that is made small beside the accuracy that is made large; None for accuracy alone."""
+    """The cost to minimise while accuracy is maximised; None for accuracy alone."""
     return cast(CostName, objective.partition(",")[2]) if "," in objective else None
 
 
 def score(trial: FrozenTrial) -> float | None:
-    """A trial's validation accuracy, the first of its values; None where it has none."""
+    """A trial's validation accuracy, the first of its values; None if it has none."""
     return trial.values[0] if trial.values else None
 
 
 def cost_of(trial: FrozenTrial, cost: CostName) -> float | None:
-    """What a trial's network costs; None where that is not known, or no number above 0."""
+    """What a trial's network costs; None if that is unknown or not a number above 0."""
     value = trial.user_attrs.get(COST_ATTRIBUTES[cost])
     known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
     return value if known else None

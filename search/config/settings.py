@@ -1,4 +1,4 @@
-"""The settings of one trial by their plain names, and the frozen configuration they resolve to."""
+"""One trial's settings by their plain names, and the frozen configuration that they resolve to."""
 
 import itertools
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from model.config import (
 
 MAX_BLOCKS = 16
 WIDTH_STEP = 8
-"""Grown widths are rounded to whole multiples of this, which is what vector units and tensor cores like."""
+"""Grown widths are rounded to multiples of this, which suits vector units and tensor cores."""
 
 Width = Annotated[int, Field(ge=1, le=4096)]
 
@@ -35,23 +35,23 @@ class TrialSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: Literal["none", "seed-basic", "seed-advanced"] = "none"
-    """A preset network; the network's other settings then count for nothing."""
+    """A preset network; the network's other settings are then ignored."""
     blocks: int = Field(default=4, ge=1, le=MAX_BLOCKS)
     convs: int = Field(default=2, ge=1, le=16)
     width: Width = 48
     """Channels of the first block."""
     width_growth: float = Field(default=2.0, ge=0.25, le=4)
-    """Factor from a pooled block's width to the next block's, rounded to whole eights."""
+    """Factor from a pooled block's width to the next block's, rounded to a multiple of eight."""
     block_widths: tuple[Width, ...] | None = None
-    """Every block's width by itself, in place of ``width`` and ``width_growth``."""
+    """The width of each block; replaces ``width`` and ``width_growth``."""
     max_width: Width = 512
     pools: int = Field(default=3, ge=0, le=MAX_BLOCKS)
-    """Blocks that halve the image: spread over the blocks evenly, the first block first."""
+    """Blocks that halve the image: spread evenly over the blocks, starting with the first."""
     pool_place: PoolPlace = "conv"
     activation: Activation = "relu"
     shortcut: bool = False
     head_layers: int = Field(default=1, ge=1, le=8)
-    """Fully connected layers of the output block, the last one included."""
+    """Fully connected layers of the output block, including the last one."""
 
     batch_size: int = Field(default=128, ge=1, le=65536)
     optimizer: Optimizer = "muon"
@@ -69,7 +69,7 @@ class TrialSettings(BaseModel):
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """All that decides one trial's result on given images."""
+    """Everything that determines one trial's result on given images."""
 
     network: NetworkConfig
     fit: FitConfig
@@ -79,7 +79,7 @@ def trial_config(settings: TrialSettings, epochs: int, seed: int, classes: int) 
     """Resolve plain names into a network and its training.
 
     Raises:
-        ConfigError: they describe no network; the text says why.
+        ConfigError: the names do not describe a network; the text says why.
     """
     fit = FitConfig(
         epochs=epochs,
@@ -124,16 +124,16 @@ def network_config(settings: TrialSettings, classes: int) -> NetworkConfig:
 
 
 def pooled_blocks(blocks: int, pools: int) -> tuple[bool, ...]:
-    """Which blocks halve the image: ``pools`` of them, evenly spread, the first block first.
+    """Which blocks halve the image: ``pools`` of them, evenly spread, starting with the first.
 
-    Early pools come first because a block's cost falls fourfold behind each.
+    Pools come early because a block's cost falls fourfold after each.
     """
     done = [-(-block * pools // blocks) for block in range(blocks + 1)]
     return tuple(after > before for before, after in itertools.pairwise(done))
 
 
 def grown_widths(width: int, growth: float, max_width: int, pooled: tuple[bool, ...]) -> tuple[int, ...]:
-    """Each block's width: the first's as given, then times ``growth`` behind every pooled block."""
+    """Each block's width: the first as given, then multiplied by ``growth`` after every pooled block."""
     widths, exact = [], float(width)
     for block, pools_here in enumerate(pooled):
         rounded = width if block == 0 else max(WIDTH_STEP, round(exact / WIDTH_STEP) * WIDTH_STEP)
@@ -143,5 +143,5 @@ def grown_widths(width: int, growth: float, max_width: int, pooled: tuple[bool, 
 
 
 def settings_from(values: Mapping[str, Any]) -> TrialSettings:
-    """Validated settings from plain values; pydantic's `ValidationError` where one is wrong."""
+    """Validated settings from plain values; pydantic's `ValidationError` if one is wrong."""
     return TrialSettings.model_validate(dict(values))

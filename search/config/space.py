@@ -7,7 +7,7 @@ In a study file's ``[space]`` every key is a name from `search.config.settings.T
     augment = { low = 0, high = 1, step = 0.05 }          # real, in steps
     activation = ["relu", "silu"]                         # one of these
     batch_size = 128                                      # fixed
-    block_widths = { low = 16, high = 128, step = 16 }    # one parameter a block: block_width_1, block_width_2, ...
+    block_widths = { low = 16, high = 128, step = 16 }    # one parameter per block: block_width_1, block_width_2, ...
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Params = dict[str, Any]
 
 
 class Range(BaseModel):
-    """Numbers from ``low`` to ``high``, both included; ``step`` and ``log`` exclude each other."""
+    """Numbers from ``low`` to ``high`` inclusive; with either ``step`` or ``log``, not both."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -60,7 +60,7 @@ class Range(BaseModel):
 
 
 class SearchSpace(BaseModel):
-    """Parameters that are varied and values that are fixed, by their plain names: together all settings."""
+    """Varied parameters and fixed values, by their plain names. Together they cover all settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +69,7 @@ class SearchSpace(BaseModel):
 
 
 class SpaceError(ValueError):
-    """A mistake in a space: the key and what is allowed there."""
+    """A mistake in a space: names the key and what is allowed there."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -79,7 +79,7 @@ class SpaceError(ValueError):
 def parse_space(table: Mapping[str, Any]) -> SearchSpace:
     """A study file's ``[space]`` table as a space; what the table leaves out is fixed at its default.
 
-    So a study holds every setting itself, and goes on with them where a later version has other defaults.
+    So a study stores every setting and keeps it even if a later version changes the defaults.
 
     Raises:
         SpaceError: an unknown name, a value out of bounds, an empty range, a network that cannot be built.
@@ -107,7 +107,7 @@ def parse_space(table: Mapping[str, Any]) -> SearchSpace:
 
 
 def _defaults(table: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Defaults of the settings that a table does not name and nothing in it stands in place of."""
+    """Defaults of the settings that a table neither names nor replaces."""
     replaced = {"width", "width_growth"} if PER_BLOCK in table else set()
     return {
         name: field.default
@@ -147,7 +147,7 @@ def _number_type(name: str) -> type[int] | type[float] | None:
 
 
 def _checked(name: str, value: Any, key: str | None = None) -> Scalar:
-    """A value as its setting holds it (2 for a real number becomes 2.0)."""
+    """A value in its setting's type (2 for a real number becomes 2.0)."""
     try:
         settings = settings_from({name: (value,) if name == PER_BLOCK else value})
     except ValidationError as error:
@@ -162,7 +162,7 @@ def _plain(message: str) -> str:
 
 
 def _check_corners(space: SearchSpace, blamed: str) -> None:
-    """Refuse a space that holds a network which cannot be built: what matters is monotone in blocks and pools."""
+    """Refuse a space with an impossible network. Corners suffice: what matters is monotone in blocks and pools."""
     presets, blocks, pools = (_extremes(space, name) for name in ("preset", "blocks", "pools"))
     for preset in presets:
         for block_count in blocks:
@@ -206,7 +206,7 @@ def sample(space: SearchSpace, trial: optuna.Trial) -> TrialSettings:
 
 
 def settings_of(space: SearchSpace, params: Mapping[str, Any]) -> TrialSettings:
-    """The settings that a trial's Optuna parameters stand for in this space."""
+    """The settings that a trial's Optuna parameters mean in this space."""
     values: dict[str, Any] = {
         **space.fixed,
         **{name: params[name] for name in space.varied if name != PER_BLOCK},
@@ -247,7 +247,7 @@ def parameter_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def relevant(space: SearchSpace, params: Mapping[str, Any]) -> Params:
-    """Of parameters for everything that the space can ask for, those that one configuration has."""
+    """Keep only the parameters that one configuration uses, out of all that the space can ask for."""
     if PER_BLOCK not in space.varied:
         return dict(params)
     present = {block_width(block) for block in range(_blocks(space, params))}
@@ -256,7 +256,7 @@ def relevant(space: SearchSpace, params: Mapping[str, Any]) -> Params:
 
 
 def check_start(space: SearchSpace, values: Mapping[str, Any]) -> None:
-    """Raise `SpaceError` unless every value is one that the space itself could draw."""
+    """Raise `SpaceError` unless the space itself could draw every value."""
     allowed = parameter_distributions(space)
     for name, value in values.items():
         if name not in allowed:
@@ -266,9 +266,9 @@ def check_start(space: SearchSpace, values: Mapping[str, Any]) -> None:
 
 
 def fitting(space: SearchSpace, values: Mapping[str, Any]) -> Params:
-    """What is left of another space's configuration in this one: the parameters that this space varies, too.
+    """The part of another space's configuration that fits this one: the parameters that this space varies, too.
 
-    Nothing if one of them has a value that this space could not draw: it would be another configuration.
+    Empty if this space could not draw one of their values: the configuration would be a different one.
     """
     allowed = parameter_distributions(space)
     shared = {name: value for name, value in values.items() if name in allowed}

@@ -22,21 +22,21 @@ class _Table(BaseModel):
 
 
 class TrialLength(_Table):
-    """``[trial]``: how long every trial trains. Part of what makes scores comparable."""
+    """``[trial]``: how long every trial trains. Scores are comparable only if this is the same."""
 
     epochs: int = Field(ge=1, le=10_000)
     train_images: int | None = Field(default=None, ge=1)
-    """Fit images a trial uses, balanced over the classes; absent: all of them."""
+    """Fit images that a trial uses, balanced over the classes; default: all of them."""
 
 
 class SamplerConfig(_Table):
     """``[sampler]``: how configurations are proposed."""
 
     kind: Literal["gp", "tpe", "random"] = "gp"
-    """Gaussian processes (`search.samplers.gp`) for the first 300 trials where there is one objective, and TPE for
-    all others; TPE (multivariate) for all; random draws."""
+    """Gaussian processes (`search.samplers.gp`) for the first 300 trials if there is one objective, and TPE for all
+    others; TPE (multivariate) for all; random draws."""
     startup_trials: int = Field(default=10, ge=0)
-    """Configurations that fill the space, at random or evenly, before the sampler takes over."""
+    """Configurations that fill the space, randomly or evenly, before the sampler takes over."""
 
 
 class PrunerConfig(_Table):
@@ -44,35 +44,35 @@ class PrunerConfig(_Table):
 
     kind: Literal["none", "median", "percentile"] = "percentile"
     percentile: float = Field(default=90.0, gt=0, lt=100)
-    """Kind ``percentile``: a trial goes on while it is among so many per cent of the best at its epoch, or misses that
-    by no more than the noise between seeds."""
+    """Kind ``percentile``: a trial continues while it is in the best ``percentile`` % at its epoch, or misses that by
+    no more than the noise between seeds."""
     startup_trials: int = Field(default=5, ge=0)
-    """Trials that must have finished before any is stopped."""
+    """Trials that must finish before any is stopped."""
     warmup_epochs: int = Field(default=2, ge=0)
-    """Epochs that every trial may train: the first stop comes after this one."""
+    """Epochs that every trial may train; the first stop comes right after them."""
     audit: float = Field(default=0.05, ge=0, le=1)
-    """Share of the configurations that run to their end also where the pruner would stop them, so that the report can
-    say how often it is wrong."""
+    """Share of the configurations that run to their end even if the pruner would stop them, so that the report can say
+    how often the pruner is wrong."""
 
 
 class NoiseConfig(_Table):
     """``[noise]``: how far chance alone moves a score, measured early in the search (`search.analysis.noise`)."""
 
     repeats: int = Field(default=2, ge=0, le=100)
-    """Trainings of one configuration beside its first one, from other seeds, out of the budget; at most one trial in
-    twenty."""
+    """Extra trainings of one configuration from other seeds. They count against the budget and are at most one trial
+    in twenty."""
 
 
 class WorkersConfig(_Table):
-    """``[workers]``: when a silent worker is taken for dead, and how long an outage of the database may last."""
+    """``[workers]``: when a silent worker counts as dead, and how long a database outage may last."""
 
     heartbeat: float = Field(default=5.0, gt=0, le=300)
     """Seconds between two signs of life."""
     lost_after: float = Field(default=60.0, gt=0, le=86_400)
-    """A worker silent for so many seconds has lost its trial to another one. Where its machine has other workers of
-    this study, these see within a heartbeat that its process is gone."""
+    """After this many silent seconds a worker has lost its trial to another one. Other workers of this study on the
+    same machine notice within a heartbeat that its process is gone."""
     max_outage: float = Field(default=600.0, ge=0, le=604_800)
-    """Seconds for which every process tries to reach a database that went away, before it gives up."""
+    """Seconds that every process keeps trying to reach a lost database before it gives up."""
 
     @model_validator(mode="after")
     def _silence_is_longer_than_heartbeats(self) -> "WorkersConfig":
@@ -82,35 +82,35 @@ class WorkersConfig(_Table):
 
     @property
     def lease(self) -> float:
-        """Seconds that a lease lasts unless renewed."""
+        """Seconds that a lease lasts unless it is renewed."""
         return self.lost_after / 2
 
     @property
     def grace(self) -> float:
-        """Seconds from when a lease was seen to have expired until it is taken away."""
+        """Seconds between noticing that a lease has expired and taking it away."""
         return self.lost_after / 2
 
 
 class ConfirmConfig(_Table):
-    """``[confirm]``: the best configurations once more, at a trial's length, from fresh seeds."""
+    """``[confirm]``: trains the best configurations again, at a trial's length, from fresh seeds."""
 
     configurations: int = Field(default=5, ge=0, le=1000)
-    """So many of the best; 0 takes the search's best trial at its word."""
+    """How many of the best; 0 trusts the search's best trial."""
     seeds: int = Field(default=3, ge=1, le=100)
-    """Trainings of each, one a seed; every configuration gets the same seeds."""
+    """Trainings of each, one per seed; every configuration gets the same seeds."""
 
 
 class RetrainConfig(_Table):
     """``[retrain]``: the winner's last trainings."""
 
     epochs: int = Field(ge=1, le=100_000)
-    """Of the first training on the fit images; each further one is twice as long, until that no longer helps."""
+    """Epochs of the first training on the fit images; each further one is twice as long, until that no longer helps."""
     max_epochs: int | None = Field(default=None, ge=1, le=100_000)
-    """No training is longer; absent: eight times ``epochs``."""
+    """No training is longer; default: eight times ``epochs``."""
     max_minutes: float | None = Field(default=None, gt=0)
-    """All these trainings together are planned to take no longer, at the speed that was measured."""
+    """Planned limit for all these trainings together, at the measured speed."""
     seeds: int = Field(default=3, ge=1, le=100)
-    """Final trainings at the length found, on fit and validation images together, each tested once."""
+    """Final trainings at the length that was found, on fit and validation images together; each is tested once."""
 
     @property
     def longest(self) -> int:
@@ -125,7 +125,7 @@ class StudyConfig(_Table):
     trials: int = Field(default=200, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
     objective: Objective = "accuracy"
-    """Fixed for the life of a study: accuracy alone, or with a cost for a Pareto search."""
+    """Accuracy alone, or with a cost for a Pareto search. Fixed for the life of a study."""
     trial: TrialLength
     space: SearchSpace
     sampler: SamplerConfig = SamplerConfig()
@@ -137,13 +137,13 @@ class StudyConfig(_Table):
     start: tuple[Start, ...] = ()
     """``[[start]]``: known good configurations, tried first; names left out are sampled."""
     start_seeds: tuple[int, ...] = ()
-    """Seed of each ``[[start]]``; absent: they get theirs as all configurations do."""
+    """Seed of each ``[[start]]``; default: chosen as for all configurations."""
 
     @property
     def repeat_slots(self) -> range:
         """Slots that train an earlier slot's configuration again: the last ones of the sampler's startup.
 
-        There they cost the search least; right behind it they delayed the sampler (benchmarks/results/replay).
+        There they cost the search least; right after the startup they delayed the sampler (benchmarks/results/replay).
         """
         count = min(self.noise.repeats, self.trials // 20)
         end = max(self.sampler.startup_trials, max(1, len(self.start)) + count)
@@ -156,7 +156,7 @@ class StudyConfig(_Table):
 
 
 def comparable_part(config: StudyConfig) -> dict[str, Any]:
-    """What must not change while a study lives: scores of other spaces or lengths cannot be compared."""
+    """What must not change during a study: scores from different spaces or lengths cannot be compared."""
     space = config.space.model_dump(mode="json")
     return {"space": space["varied"] | space["fixed"], "trial": config.trial.model_dump(mode="json")}
 
@@ -165,7 +165,7 @@ def load_study_file(path: Path) -> StudyConfig:
     """Read and check a study file.
 
     Raises:
-        UserError: unreadable, not TOML, or a mistake in it: file, key and what is allowed.
+        UserError: unreadable, not TOML, or wrong; the text names the file, the key and what is allowed.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +179,7 @@ def load_study_file(path: Path) -> StudyConfig:
 
 
 def parse_study(table: Mapping[str, Any], source: str) -> StudyConfig:
-    """Check a study definition that was read from ``source``; `UserError` names source, key and what is allowed."""
+    """Check a study definition read from ``source``; `UserError` names source, key and what is allowed."""
     values = dict(table)
     space_table = values.get("space", {})
     if not isinstance(space_table, Mapping):
@@ -218,7 +218,7 @@ def _allowed_keys(path: list[str]) -> list[str]:
 
 
 def shipped_names() -> list[str]:
-    """Names of the study definitions that travel with the package."""
+    """Names of the study definitions in the package."""
     return sorted(
         entry.name.removesuffix(".toml")
         for entry in resources.files("studies").iterdir()
@@ -227,7 +227,7 @@ def shipped_names() -> list[str]:
 
 
 def find_study(name_or_file: str) -> tuple[str, StudyConfig]:
-    """A study definition by shipped name or by file, with the name that it gives its study."""
+    """Find a study definition by shipped name or by file; also returns its study's default name."""
     path = Path(name_or_file)
     if path.suffix != ".toml" and name_or_file in shipped_names():
         text = (resources.files("studies") / f"{name_or_file}.toml").read_text(encoding="utf-8")
@@ -239,7 +239,7 @@ def find_study(name_or_file: str) -> tuple[str, StudyConfig]:
 
 def as_toml(config: StudyConfig) -> str:
     """A study file that says the same as ``config``."""
-    values = config.model_dump(mode="json", exclude_none=True)  # TOML has no null: what is absent has its default
+    values = config.model_dump(mode="json", exclude_none=True)  # TOML has no null: absent keys get their defaults
     values["space"] = values["space"]["varied"] | values["space"]["fixed"]
     plain = [f"{name} = {_value(value)}" for name, value in values.items() if not _is_table(value)]
     parts = ["\n".join(plain)]
@@ -260,5 +260,5 @@ def _value(value: Any) -> str:
         return f"{{ {', '.join(f'{key} = {_value(inner)}' for key, inner in value.items())} }}"
     if isinstance(value, list):
         return f"[{', '.join(_value(inner) for inner in value)}]"
-    # JSON writes strings, numbers and booleans as TOML does, but for one character.
+    # JSON writes strings, numbers and booleans as TOML does, except for one character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""The files that optuna-dashboard shows of each trial."""
+"""The files that optuna-dashboard shows for each trial."""
 
 import io
 import json
@@ -21,16 +21,16 @@ IDS = uuid.UUID("5f1c2d5e-6a55-4d0e-9a0b-0c9a3a4c7d11")
 
 
 def save_trial_files(study: optuna.Study, trial: FrozenTrial, files: Store) -> None:
-    """Write the trial's files and name them in the study's attributes.
+    """Write the trial's files and list them in the study's attributes.
 
     Raises:
-        OSError: a file cannot be written; no attribute names it.
+        OSError: a file cannot be written; no attribute lists it.
     """
     uploaded = set(_own_files(trial))
     for name, mimetype, content in _files(trial):
         if name in uploaded:
             continue
-        # The end's time makes the id another one where a study of the same name and number comes later.
+        # The end's time makes the id different if a later study has the same name and number.
         key = f"{study.study_name} {trial._trial_id} {trial.datetime_complete} {name}"
         artifact_id = str(uuid.uuid5(IDS, key))
         files.write(artifact_id, io.BytesIO(content()))
@@ -41,7 +41,7 @@ def save_trial_files(study: optuna.Study, trial: FrozenTrial, files: Store) -> N
 
 
 def _files(trial: FrozenTrial) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-    """Name, type and content of each file that a trial has something for."""
+    """Name, type and content of each file for which the trial has data."""
     attributes = trial.user_attrs
     if attributes.get(CONFIG):
         yield "config.json", "application/json", lambda: _text(json.dumps(attributes[CONFIG], indent=2))
@@ -56,8 +56,8 @@ def _text(content: str) -> bytes:
 
 
 def _own_files(trial: FrozenTrial) -> Iterator[str]:
-    """Names of the files that a worker uploaded itself while the trial was running."""
+    """Names of the files that a worker itself uploaded while the trial was running."""
     for key, value in trial.system_attrs.items():
-        # One that was deleted in the dashboard is null.
+        # A file deleted in the dashboard is null.
         if key.startswith("artifacts:") and (meta := json.loads(value)):
             yield meta["filename"]

@@ -1,4 +1,4 @@
-"""The graphs that optuna-dashboard shows of a study."""
+"""The graphs that optuna-dashboard shows for a study."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from search.results import Confirmation, RetrainResult
 
 
 def finale_figures(confirmation: Confirmation | None, retrain: RetrainResult | None) -> dict[str, go.Figure]:
-    """Graphs of the finale that have something to show."""
+    """The finale's graphs, except empty ones."""
     figures = {}
     if confirmation:
         figures["search-confirmation"] = confirmation_figure(confirmation)
@@ -29,20 +29,20 @@ def save_graphs(
     digests: dict[str, list[str]],
     store_digests: Callable[[], None],
 ) -> None:
-    """Store graphs piece by piece, only those pieces that have changed.
+    """Store graphs piece by piece; only pieces that have changed are written.
 
     Args:
-        study: which shows them.
-        figures: by name.
-        digests: of every stored graph's pieces, by name; brought up to date.
-        store_digests: stores them.
+        study: shows the graphs.
+        figures: the graphs by name.
+        digests: of every stored graph's pieces, by name; updated in place.
+        store_digests: stores the digests.
     """
     pieces = {name: split_plot_data(figure.to_json(), _graph_key(name)) for name, figure in figures.items()}
     changed = [name for name in figures if digests.get(name) != _digests(pieces[name])]
     if not changed:
         return
     known = {name: digests.pop(name, None) for name in changed}
-    # While pieces are exchanged, nothing is known of them: after a crash they are all written.
+    # Forget the digests while pieces are replaced: after a crash all pieces are written.
     store_digests()
     for name in changed:
         _save_graph(study, name, figures[name], pieces[name], known[name])
@@ -59,7 +59,7 @@ def _save_graph(
         if index >= len(known) or known[index] != digest(piece):
             study._storage.set_study_system_attr(study._study_id, key, piece)
     for index in range(len(pieces), len(known)):
-        # As the dashboard does: an attribute cannot be deleted.
+        # Blank it, as the dashboard does: an attribute cannot be deleted.
         study._storage.set_study_system_attr(study._study_id, f"{_graph_key(name)}{index}", "")
 
 
@@ -72,5 +72,5 @@ def _digests(pieces: Mapping[str, str]) -> list[str]:
 
 
 def digest(text: str) -> str:
-    """A short SHA-256 of a text, to tell whether it has changed."""
+    """A short SHA-256 of a text, to see whether it has changed."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]

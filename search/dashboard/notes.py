@@ -1,4 +1,4 @@
-"""The notes that optuna-dashboard shows of a study and of each trial."""
+"""The notes that optuna-dashboard shows for a study and for each trial."""
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from search.console.format import duration, percent
 from search.study import StudyRecord
 
 YOURS = "\n\n---\n\n*What stands below this line is yours and is kept; what stands above is written anew.*\n"
-"""Ends the study note's written part."""
+"""Ends the generated part of the study note."""
 
 FAULTS: Mapping[str, str] = {
     Fault.KILLED: "its process was killed",
@@ -68,7 +68,7 @@ def study_note(study: optuna.Study, record: StudyRecord, requested: int, storage
         "versions": versions or "unknown",
         "begun on": environment.get("platform", "unknown"),
     }
-    # Nobody can copy a password that is not shown: the URL goes without its place, too.
+    # The password is not shown, so remove its placeholder, too: the command can then be copied.
     url = without_secrets(storage_shown).replace(":***@", "@")
     where = f"--name {record.name} --storage '{url}'"
     if url.startswith("sqlite"):
@@ -86,14 +86,14 @@ def study_note(study: optuna.Study, record: StudyRecord, requested: int, storage
 
 
 def save_study_note(study: optuna.Study, note: str) -> None:
-    """Write the study's note; what people wrote below its end mark stays."""
-    # Rarely written, so the reading in these two does not matter.
+    """Write the study's note; keep what people wrote below its end mark."""
+    # Rarely written, so the reads in these two calls do not matter.
     own_text = get_note(study).partition(YOURS)[2]
     save_note(study, note + YOURS + own_text)
 
 
 def save_trial_note(study: optuna.Study, trial: FrozenTrial) -> None:
-    """`optuna_dashboard.save_note` for a trial that has none yet, without reading; whole before it counts."""
+    """`optuna_dashboard.save_note` for a trial without a note: reads nothing, and writes the version last."""
     for key, text in split_body(_trial_note(trial), trial._trial_id).items():
         study._storage.set_study_system_attr(study._study_id, key, text)
     study._storage.set_study_system_attr(study._study_id, note_ver_key(trial._trial_id), 1)
@@ -116,7 +116,7 @@ def _trial_note(trial: FrozenTrial) -> str:
 
 
 def _headline(trial: FrozenTrial) -> str:
-    """What became of a trial, in a sentence or two."""
+    """How a trial ended, in a sentence or two."""
     curve = validation_curve(trial)
     accuracy = number(score(trial)) if trial.state == TrialState.COMPLETE else next(reversed(curve.values()), None)
     reached = "no finite accuracy" if accuracy is None else f"{percent(accuracy)} validation accuracy"
@@ -135,10 +135,10 @@ def _headline(trial: FrozenTrial) -> str:
 
 
 def _why(trial: FrozenTrial) -> str:
-    """Fault and cause; empty where a trial has neither."""
+    """Fault and cause; empty if a trial has neither."""
     fault, cause = trial.user_attrs.get(FAULT), trial.user_attrs.get(CAUSE)
     words = FAULTS.get(str(fault), str(fault)) if fault else ""
-    # As code, so that nothing in it is taken for Markdown.
+    # As code, so that nothing in it is read as Markdown.
     detail = f"`{clipped(str(cause)).replace('`', chr(39))}`" if cause and cause != fault else ""
     return ": ".join(part for part in (words, detail) if part)
 
@@ -164,7 +164,7 @@ def _memory(value: object) -> str | None:
 
 
 def _table(rows: Mapping[str, object]) -> str:
-    """A Markdown table of what is there."""
+    """A Markdown table of the rows that have a value."""
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
@@ -174,15 +174,15 @@ def _cell(value: object) -> str:
 
 
 def clipped(text: str, most: int = 300) -> str:
-    """A text as one line of at most so many characters."""
+    """A text as one line of at most ``most`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def without_secrets(text: str) -> str:
-    """The text with every password in it that is recognisable as one replaced by asterisks.
+    """Replace every recognisable password in a text by asterisks.
 
-    Causes and tracebacks come from anywhere, also from a database's driver.
+    Causes and tracebacks come from any library, including a database's driver.
     """
     text = re.sub(r"(\w://[^\s:/@'\"]*):[^\s@'\"]+@", r"\1:***@", text)
     return re.sub(r"(?i)(\b\w*password['\"]?\s*[=:]\s*)(['\"]?)[^\s'\"&,;)]+", r"\1\2***", text)

@@ -1,4 +1,4 @@
-"""optuna-dashboard as a process of its own, for as long as `run` lasts."""
+"""Run optuna-dashboard in its own process for as long as `run` lasts."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ from search.launch.base import without_prefix
 from search.storage.url import with_password
 
 DASHBOARD_SECONDS = 30.0
-"""How long the start waits for the dashboard's address."""
+"""How long to wait for the dashboard's address at its start."""
 
 ADDRESS = b"dashboard: "
-"""Begins the line in which the dashboard says that it is ready, and where."""
+"""Begins the line with which the dashboard reports that it is ready, and its address."""
 
 
 @contextlib.contextmanager
 def dashboard_process(storage: URL, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Serve optuna-dashboard from a process of its own, for as long as the context lasts."""
+    """Serve optuna-dashboard in its own process for as long as the context lasts."""
     child, text = _start_dashboard(storage, out, port=8080)
     if child.poll() is not None:
-        child, text = _start_dashboard(storage, out, port=0)  # any free one
+        child, text = _start_dashboard(storage, out, port=0)  # any free port
     tell(without_prefix(text) or f"the dashboard has not started yet; see {out / 'dashboard.log'}")
     try:
         yield
@@ -35,7 +35,7 @@ def dashboard_process(storage: URL, out: Path, tell: Callable[[str], None]) -> I
 
 
 def _start_dashboard(storage: URL, out: Path, port: int) -> tuple["subprocess.Popen[bytes]", str]:
-    """The process, once it serves or has ended, and the first line that it printed."""
+    """Start the process; return it once it serves or has ended, and the first line that it printed."""
     log = out / "dashboard.log"
     command = [sys.executable, "-m", "search", "dashboard", "--out", str(out.resolve()), "--port", str(port)]
     environment = {**os.environ, "SEARCH_STORAGE": with_password(storage).render_as_string(hide_password=False)}

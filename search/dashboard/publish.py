@@ -1,16 +1,16 @@
-"""What optuna-dashboard shows of a study beside its trials: notes, graphs, and files of every finished trial.
+"""What optuna-dashboard shows of a study besides its trials: notes, graphs, and files of every finished trial.
 
 Three properties of the two libraries shape this module:
 
-- Optuna refuses to change a finished trial, so `optuna.artifacts.upload_artifact` cannot give it a file any more. The
-  dashboard also finds a trial's files among the study's attributes; there they are put.
+- Optuna refuses to change a finished trial, so `optuna.artifacts.upload_artifact` can no longer give it a file. The
+  dashboard also finds a trial's files in the study's attributes, so they are put there.
 - Reading a study's attributes reads all of them: 0.25 s with 2,000 published trials. The dashboard's `save_note` and
-  `save_plotly_graph_object` read them with every call, so what is new is written without reading. What has been
-  published stands in one user attribute of the study, `PUBLISHED`, which is cheap to read.
-- A crash may come between any two writes. A file's id and a note's keys follow from the trial, so a repetition writes
-  the same things to the same places; a file comes before the attribute that names it, and `PUBLISHED` comes last.
+  `save_plotly_graph_object` read them in every call, so new parts are written without reading. One user attribute of
+  the study, `PUBLISHED`, records what has been published and is cheap to read.
+- A crash may come between any two writes. A file's id and a note's keys follow from the trial, so a second attempt
+  writes the same things to the same places; a file is written before the attribute that names it, `PUBLISHED` last.
 
-One process at a time may publish a study.
+Only one process at a time may publish a study.
 """
 
 import json
@@ -34,10 +34,10 @@ from search.results import Confirmation, RetrainResult, as_json, optional_from_j
 from search.study import StudyRecord
 
 FORMAT = 1
-"""Counts up when notes, files or graphs change their looks, so that they are written anew."""
+"""Increase this when notes, files or graphs look different, so that they are written again."""
 
 STAMP_EVERY = 50
-"""Trials after which a long publication is noted down, so that a crash does not repeat all of it."""
+"""Trials between two records of a long publication's progress, so that a crash does not repeat all of it."""
 
 
 def publish(
@@ -49,19 +49,19 @@ def publish(
     storage_shown: str,
     confirmation: Confirmation | None = None,
 ) -> list[str]:
-    """Bring the study's notes, graphs and files in the dashboard up to date; writes only what is new.
+    """Update the study's notes, graphs and files in the dashboard; write only what is new.
 
     Args:
-        study: the study, which nobody else publishes at this time.
-        record: what is stored of its definition and its images.
+        study: the study; no other process may publish it at this time.
+        record: its stored definition and images.
         requested: configurations asked for.
         waiting: configurations in the queue.
-        files: where the trials' files go.
+        files: the store for the trials' files.
         storage_shown: the storage's URL without a password.
-        confirmation: summed up by `search.finale.confirm`; None where there is none.
+        confirmation: as `search.finale.confirm` sums it up; None if there is none.
 
     Returns:
-        warnings, a line each, where files could not be written; they are tried again with the next call.
+        warnings, one line each, about files that could not be written; the next call tries them again.
     """
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished()]
@@ -99,7 +99,7 @@ def publish(
 
 
 def _chosen(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int | None:
-    """The trial to point at among accuracies and costs: none where accuracy alone chooses."""
+    """The trial to mark among accuracies and costs; None if accuracy alone chooses."""
     rule = selection_rule_of(study)
     if rule.rule == "accuracy":
         return None
@@ -108,16 +108,16 @@ def _chosen(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int | None:
 
 @dataclass
 class Published:
-    """What of a study has been published; grows while it is.
+    """What has been published of a study; updated during a publication.
 
     Attributes:
-        format: `FORMAT` of what is there.
+        format: the `FORMAT` of the published parts.
         note: digest of the study's note.
-        drawn_from: what the search's graphs depend on, as finished trials do not change; None before the first.
+        drawn_from: what the search's graphs depend on, since finished trials do not change; None before the first.
         finale_from: digest of what the finale's graphs depend on; earlier versions stored none.
         graphs: digests of the pieces that each graph is stored in.
-        trials: those that have a note, as first and last numbers of unbroken runs.
-        owed: those among them whose files could not be written, likewise.
+        trials: the trials with a note, as first and last numbers of unbroken runs.
+        owed: those of them whose files could not be written, in the same form.
     """
 
     format: int = FORMAT
@@ -130,7 +130,7 @@ class Published:
 
 
 def _published(stored: dict[str, Any] | None) -> Published:
-    """The study's attribute `PUBLISHED` as it is stored; nothing, if the looks have changed since."""
+    """The study's attribute `PUBLISHED` as it is stored; empty if `FORMAT` has changed since."""
     return Published(**stored) if stored is not None and stored["format"] == FORMAT else Published()
 
 

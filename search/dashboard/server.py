@@ -1,4 +1,4 @@
-"""optuna-dashboard for one storage, served until somebody interrupts it."""
+"""Serve optuna-dashboard for one storage until interrupted."""
 
 import errno
 import functools
@@ -34,25 +34,25 @@ def serve(
 ) -> None:
     """Serve the dashboard until interrupted.
 
-    Others may add trials meanwhile; they appear within ten seconds.
+    Other processes may add trials meanwhile; these appear within ten seconds.
 
     Args:
         storage: the storage whose studies are shown.
-        folder: of one study's outputs, or the folder that holds those of several; it may be missing.
+        folder: one study's output folder, or the parent folder of several; it may be missing.
         host, port: where to listen; port 0 takes a free one.
-        ready: gets the address as soon as it can be opened.
+        ready: receives the address as soon as it can be opened.
 
     Raises:
-        UserError: the port is taken or may not be used, or the host is not this machine's.
+        UserError: the port is taken or not allowed, or the host is not this machine's.
     """
     if not 0 <= port <= 65535:
-        # The system takes such a number modulo 65536.
+        # The system would take such a number modulo 65536.
         raise UserError(f"port {port} is none; choose one from 1 to 65535 with --port")
     _quicken()
-    # Behind Optuna's cache: the dashboard asks for all trials every few seconds, and finished ones do not change.
+    # With Optuna's cache: the dashboard asks for all trials every few seconds, and finished ones do not change.
     app = _application(get_storage(storage), folder)
     try:
-        # Not by waitress, which leaves its socket open where it cannot listen.
+        # Not with waitress, which leaves its socket open if it cannot listen.
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UserError(_refusal(error, host, port)) from error
@@ -66,14 +66,14 @@ def serve(
 
 
 FILES_OF_A_STUDY = re.compile(r"(?:GET|POST|DELETE) /(?:api/)?artifacts/(\d+)\b|DELETE /api/studies/(\d+)")
-"""Requests that concern a study's files: those for one, and the study's deletion, which takes its files along."""
+"""Requests that concern a study's files: for a file, or to delete the study together with its files."""
 
 
 def _application(storage: BaseStorage, folder: Path) -> "WSGIApplication":
-    """optuna-dashboard, with every study's files from where that study keeps them.
+    """optuna-dashboard that serves each study's files from that study's own store.
 
-    It takes one store for all studies. So a study that has a store of its own has an application of its own, too,
-    which gets the requests for its files; all others go to the one that looks into folders.
+    An application takes one store for all studies. So a study with its own store also gets its own application for the
+    requests for its files; all other requests go to the application that looks into folders.
     """
     in_folders: WSGIApplication = optuna_dashboard.wsgi(storage, artifact_store=ArtifactFolders(folder))
     opened = functools.cache(open_store)
@@ -93,7 +93,7 @@ def _application(storage: BaseStorage, folder: Path) -> "WSGIApplication":
                 if url := storage.get_study_user_attrs(study).get(ARTIFACTS):
                     chosen = in_store(url, storage.get_study_name_from_id(study))
             except KeyError:
-                pass  # no such study, as the application will say
+                pass  # no such study; the application will say so
             except UserError as error:
                 start_response("503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
                 return [f"{error}\n".encode()]
@@ -116,11 +116,11 @@ class ArtifactFolders:
         return FileSystemArtifactStore(own)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """Open a file that a trial has."""
+        """Open a trial's file."""
         return self._holder(artifact_id).open_reader(artifact_id)
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Keep a file that somebody uploads in the browser."""
+        """Store a file uploaded in the browser."""
         own = self._folder / "artifacts"
         own.mkdir(parents=True, exist_ok=True)
         FileSystemArtifactStore(own).write(artifact_id, content_body)
@@ -149,15 +149,15 @@ def _address(host: str, port: int) -> str:
 def _quicken() -> None:
     """Replace two look-ups that go through all of a study's attributes for every trial.
 
-    They give the same, but with notes and files of 2,000 trials (SQLite, two CPU cores) a study's page took 6 s, and
-    takes 0.5 s with these; the time grows with the square of the trials' number.
+    The results are the same. With notes and files of 2,000 trials (SQLite, two CPU cores) a study's page takes 0.5 s
+    instead of 6 s; the original time grows with the square of the number of trials.
     """
     _note.get_note_from_system_attrs = _note_of
     _serializer.list_trial_artifacts = _files_of
 
 
 def _note_of(attributes: Mapping[str, Any], trial_id: int | None) -> dict[str, Any]:
-    """`optuna_dashboard._note.get_note_from_system_attrs`, asking for its keys."""
+    """`optuna_dashboard._note.get_note_from_system_attrs`, but looking up its keys."""
     version = attributes.get(_note.note_ver_key(trial_id))
     prefix = _note.note_str_key_prefix(trial_id)
     keys = itertools.takewhile(attributes.__contains__, (f"{prefix}{index}" for index in itertools.count()))
@@ -168,8 +168,8 @@ def _note_of(attributes: Mapping[str, Any], trial_id: int | None) -> dict[str, A
 def _files_of(
     study_attributes: Mapping[str, Any], trial_attributes: Mapping[str, Any], trial: FrozenTrial
 ) -> list[dict[str, Any]]:
-    """`optuna_dashboard._serializer.list_trial_artifacts`, going through the study's attributes once for all trials."""
-    # A request hands the same mapping in for every trial; holding it keeps another one from looking the same.
+    """`optuna_dashboard._serializer.list_trial_artifacts`, but reading the study's attributes once for all trials."""
+    # A request passes the same mapping for every trial. Keeping it alive stops another one from taking its identity.
     if getattr(_latest, "attributes", None) is not study_attributes:
         _latest.attributes, _latest.files = study_attributes, _files_by_trial(study_attributes)
     own = (value for key, value in trial_attributes.items() if key.startswith("artifacts:"))

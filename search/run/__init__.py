@@ -1,1 +1,1 @@
-"""`run`: open the study, have its budget done, finale, summary."""
+"""`run`: open the study, complete its budget, finale, summary."""

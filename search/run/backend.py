@@ -24,7 +24,7 @@ class Backend:
     Attributes:
         kind: ``cuda`` or ``cpu``.
         launcher: launches workers.
-        retrain: retrains the winner of a search whose confirmation is done.
+        retrain: retrains a search's winner after its confirmation.
         retrains_here: whether ``retrain`` trains in this process, which then holds the finale's lock.
     """
 
@@ -39,7 +39,7 @@ def chosen_backend(options: RunOptions) -> Iterator[Backend]:
     """This machine, or the Ray cluster that the options name.
 
     Raises:
-        UserError: no such device, Ray is not installed, or its cluster cannot be reached.
+        UserError: there is no such device, Ray is not installed, or its cluster cannot be reached.
     """
     if options.ray is None:
         yield _this_machine(options)

@@ -1,4 +1,4 @@
-"""The study of a run: created, or resumed and brought up to date, with its budget."""
+"""Create a run's study, or resume and update it, with its budget."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from search.study import DatasetRecord, StudyRecord
 
 
 def objective_text(config: StudyConfig) -> str:
-    """What a search with two objectives does, in a sentence; empty for one objective."""
+    """One sentence on what a search with two objectives does; empty for one objective."""
     if second_objective(config.objective) is None:
         return ""
     sampler = "random sampling" if config.sampler.kind == "random" else "multi-objective TPE"
@@ -40,10 +40,10 @@ def objective_text(config: StudyConfig) -> str:
 def create_or_resume(
     storage: RetryingStorage, name: str, options: RunOptions, kind: str, data_dir: Path, show: Show
 ) -> StudyRecord:
-    """The study, created or brought up to date, with its budget, and bound to these very images.
+    """Create or update the study and its budget, and tie it to exactly these images.
 
     Raises:
-        UserError, DataError: the options do not fit what is stored, or the images are absent or others.
+        UserError, DataError: the options do not fit what is stored, or the images are absent or different.
     """
     study = studies.find(storage, name)
     stored = studies.record_of(study) if study else None
@@ -81,7 +81,7 @@ def _store_with_budget(
     """Store the definition, the URL of the artifacts' store, and the budget.
 
     Raises:
-        UserError: the budget would shrink while workers work it off.
+        UserError: the budget would shrink while workers are at work on it.
     """
     if stored is None:
         studies.create(storage, record, environment())
@@ -96,14 +96,14 @@ def _store_with_budget(
             )
         studies.update(study, record.config)
     if artifacts is not None and study.user_attrs.get(ARTIFACTS) != artifacts:
-        study.set_user_attr(PUBLISHED, None)  # what was published before goes there, too
+        study.set_user_attr(PUBLISHED, None)  # earlier publications go there, too
         study.set_user_attr(ARTIFACTS, artifacts)
     request_budget(ledger, record.config.trials, len(record.config.start))
     return ledger
 
 
 def default_name(options: RunOptions, kind: str) -> str:
-    """The name of a study if the options give none: that of its study file."""
+    """The study's name if the options give none: its study file's name."""
     return find_study(options.study or _shipped_study(kind))[0]
 
 
@@ -112,7 +112,7 @@ def _shipped_study(kind: str) -> str:
 
 
 def check_writable(out: Path) -> None:
-    """Raise `UserError` unless files can be created in the folder of outputs."""
+    """Raise `UserError` unless files can be created in the output folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -123,7 +123,7 @@ def check_writable(out: Path) -> None:
 
 
 def _new_record(name: str, options: RunOptions, kind: str, show: Show) -> StudyRecord:
-    """The record of a study that does not exist yet, its images not yet loaded."""
+    """The record of a study that does not exist yet; its images are not loaded yet."""
     definition, config = find_study(options.study or _shipped_study(kind))
     if options.study is None:
         show(Note(f"study definition {definition!r}, which fits {kind}; another one with --study"))
@@ -135,10 +135,10 @@ def _new_record(name: str, options: RunOptions, kind: str, show: Show) -> StudyR
 
 
 def _resumed_record(stored: StudyRecord, options: RunOptions, show: Show) -> StudyRecord:
-    """The stored record with the options' changes to what may change.
+    """The stored record with the options' changes, where changes are allowed.
 
     Raises:
-        UserError: the options name another space, trial length, objective or other images.
+        UserError: the options name a different space, trial length, objective or data set.
     """
     objective = options.objective
     if options.study is None:

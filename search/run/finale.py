@@ -1,6 +1,6 @@
 """The finale of a search, from the best trials to an honest number: confirm, retrain, test, report.
 
-Each part can be run by itself, goes on where it was interrupted, and does nothing if it is done already.
+Each part can run by itself, continues where it was interrupted, and does nothing if it is already done.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ from search.summary import Summary, summary_as_json
 
 
 def retrain_progress(search: OpenSearch) -> str:
-    """Where the retrain is, on whichever machine, as a line; empty while it is not under way."""
+    """One line on the retrain's progress, on any machine; empty while no retrain is running."""
     progress = optional_from_json(RetrainProgress, search.study.user_attrs.get(RETRAIN_PROGRESS))
     return f"retrain {progress.what}: epoch {progress.epoch}/{progress.epochs}" if progress else ""
 
 
 @contextlib.contextmanager
 def finale_lock(search: OpenSearch, show: Show) -> Iterator[bool]:
-    """Hold a search's finale for as long as the context lasts; False if another process holds it."""
+    """Lock a search's finale for as long as the context lasts; False if another process holds the lock."""
     with exclusive_lock(search.storage.location, f"{search.record.name}.finale", wait=False) as locked:
         if not locked:
             show(Note("another process is at this study's finale; this one leaves it to that"))
@@ -50,17 +50,17 @@ def finale_lock(search: OpenSearch, show: Show) -> Iterator[bool]:
 
 
 def change_limits(search: OpenSearch, limits: Mapping[CostName, float | None]) -> None:
-    """Change the limits of a search's finale; None lifts one.
+    """Change the limits of a search's finale; None removes one.
 
     Raises:
-        UserError: on a latency that the search does not measure.
+        UserError: a limit on latency, which the search does not measure.
     """
     choice.refuse_unmeasured(limits, search.record.config.objective)
     choice.set_limits(search.study, limits)
 
 
 def confirm_best(search: OpenSearch, launch: LauncherFactory, show: Show) -> Confirmation | None:
-    """Train the best configurations again over fresh seeds, by the workers that ``launch`` launches and by any others.
+    """Train the best configurations again from fresh seeds, with the workers that ``launch`` starts and any others.
 
     Returns:
         None if the study file asks for none.
@@ -93,7 +93,7 @@ def retrain_winner(search: OpenSearch, device: torch.device, max_epochs: int | N
     """Retrain the winner of the confirmation, or the best trial if there was none; test and save it.
 
     Raises:
-        UserError, DataError: not the study's images, or no trial is within the limits.
+        UserError, DataError: the images are not the study's, or no trial is within the limits.
         RunError: no trial has completed, or the training diverged.
     """
     _refuse_out_of_reach(search)
@@ -128,7 +128,7 @@ def write_outcome(search: OpenSearch, show: Show) -> Summary:
     try:
         data = collect(search.study, search.record, count, summary.confirm, done, summary, storage_shown)
         write_report(search.out, data)
-    except OSError as error:  # a full disk: all results are in the study
+    except OSError as error:  # such as a full disk; the study still holds all results
         show(Note(f"warning: no report: {first_line(error)}"))
     search.files.upload(*(search.out / name for name in ("summary.json", "report.html", "report.md")))
     return summary

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM deferred until no database call is under way."""
+"""Defer Ctrl-C and SIGTERM until no database call is running."""
 
 import signal
 import threading
@@ -12,16 +12,16 @@ from search.storage.retry import Retry, StorageLostError
 
 @contextmanager
 def interrupts_deferred(outage: Retry) -> Iterator[Callable[[float], None]]:
-    """Let Ctrl-C and SIGTERM wait for the next pause, or for the end of the context.
+    """Delay Ctrl-C and SIGTERM until the next pause, or the end of the context.
 
-    In the middle of a transaction a `KeyboardInterrupt` would leave that open, and SQLite locked for the workers that
-    are to hand their trials back, for as long as somebody holds the traceback.
+    A `KeyboardInterrupt` in a transaction would leave it open. SQLite would then stay locked for the workers that
+    must hand back their trials, for as long as the traceback is referenced.
 
     Args:
-        outage: of the database that is talked to: who is asked to go does not wait for one that is away.
+        outage: the database's `Retry`; an interrupt ends the wait for a lost database.
 
     Yields:
-        a function that sleeps for so many seconds, in which `KeyboardInterrupt` may be raised.
+        a function that sleeps for a number of seconds and may raise `KeyboardInterrupt`.
     """
     interrupted = pausing = False
 
@@ -45,7 +45,7 @@ def interrupts_deferred(outage: Retry) -> Iterator[Callable[[float], None]]:
     held = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for what it starts in the background
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a shell ignores it for background jobs
                 held[number] = signal.signal(number, note)
     try:
         yield pause

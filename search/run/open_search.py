@@ -1,4 +1,4 @@
-"""A search whose storage is open: what `run` creates or resumes, and what other commands find by its name."""
+"""A search with its storage open: `run` creates or resumes it, other commands find it by name."""
 
 import contextlib
 from collections.abc import Iterator
@@ -30,15 +30,15 @@ from search.study import FALLBACK_WARNING, StudyRecord
 
 @dataclass(frozen=True)
 class OpenSearch:
-    """A search whose storage is open.
+    """A search with its storage open.
 
     Attributes:
         storage: open.
-        ledger, study, record: of the search.
+        ledger, study, record: the search's.
         location: where workers find it.
-        files: its outputs, and their copies.
-        artifacts: where the files go that the dashboard shows of its trials.
-        publisher: of what the dashboard shows of it and of its confirmation.
+        files: its outputs and their copies.
+        artifacts: the store for its trials' files in the dashboard.
+        publisher: updates the dashboard for it and its confirmation.
     """
 
     storage: RetryingStorage
@@ -52,7 +52,7 @@ class OpenSearch:
 
     @property
     def out(self) -> Path:
-        """The folder of its outputs."""
+        """Its output folder."""
         return self.files.out
 
     @property
@@ -63,15 +63,15 @@ class OpenSearch:
 
 @contextlib.contextmanager
 def opened_search(options: RunOptions, kind: str, show: Show) -> Iterator[OpenSearch]:
-    """The search that a run is for, created or resumed; its storage is open for as long as the context lasts.
+    """Create or resume a run's search; its storage stays open for as long as the context lasts.
 
     Args:
-        options: of the run.
+        options: the run's options.
         kind: ``cuda`` or ``cpu``, which chooses the study file if the options name none.
-        show: gets notes of what is opened.
+        show: receives notes on what is opened.
 
     Raises:
-        UserError, DataError: it cannot be opened, or is another one than the options say.
+        UserError, DataError: it cannot be opened, or does not match the options.
     """
     name = studies.check_name(default_name(options, kind) if options.name is None else options.name)
     out = options.out or Path("studies") / name
@@ -113,7 +113,7 @@ def find_search(storage: RetryingStorage, name: str | None, data_dir: Path, out:
     """A search by its name.
 
     Raises:
-        UserError: there is none, this code reads it differently, or its store cannot be used from here.
+        UserError: there is none, this code reads it differently, or its store cannot be used here.
     """
     study = studies.load(storage, name)
     studies.refuse_other_reading(study)
@@ -128,7 +128,7 @@ def find_search(storage: RetryingStorage, name: str | None, data_dir: Path, out:
 
 
 def trial_artifacts(study: optuna.Study, out: Path) -> Store:
-    """Where the files go that the dashboard shows of a study's trials; ``out`` is the folder of its outputs."""
+    """The store for the trials' files in the dashboard; ``out`` is the study's output folder."""
     store = store_of(study)
     return Folder(out / "artifacts") if store is None else store.below("artifacts")
 
@@ -137,7 +137,7 @@ def load_images(search: OpenSearch, device: torch.device) -> Split:
     """The search's images, on a device.
 
     Raises:
-        UserError, DataError: they are absent, damaged or others.
+        UserError, DataError: they are absent, damaged or different.
     """
     split = load_split(search.record.dataset.name, search.location.data_dir, DIVISION_SEED, device)
     studies.refuse_other_data(search.record, split.fingerprint)

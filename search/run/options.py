@@ -1,4 +1,4 @@
-"""What `run` is asked for, and how it ended."""
+"""The options of `run`, and how a run ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from search.summary import Summary
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Where workers are tasks of a Ray cluster.
+    """Options for workers that are tasks of a Ray cluster.
 
     Attributes:
         address: as `ray.init` takes it.
-        cpus: of each worker; None: as its nodes suggest.
+        cpus: CPUs of each worker; None: chosen from its nodes.
         install: whether every node first installs what this project needs, in this machine's versions.
     """
 
@@ -27,9 +27,9 @@ class RayOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line asks for; None leaves a thing to the study file, to what is stored or is measured.
+    """What the command line asks for; None means: as in the study file, as stored, or as measured.
 
-    ``limits`` names those that change; None lifts one.
+    ``limits`` holds the limits to change; None removes one.
     """
 
     storage: URL
@@ -58,7 +58,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How a run ended: its summary, the folder that holds the outputs, and whether the budget is done."""
+    """How a run ended: its summary, the output folder, and whether the budget is done."""
 
     summary: Summary
     out: Path

@@ -1,7 +1,7 @@
-"""``search run``: create or resume a study, see that its budget is worked off, then confirm, retrain and test.
+"""``search run``: create or resume a study, complete its budget, then confirm, retrain and test.
 
-The work itself is done by workers, processes of their own (`search.worker.loop`): they go on when this process dies,
-and the same command finds them again.
+Workers in separate processes do the work (`search.worker.loop`): they continue if this process dies, and the same
+command finds them again.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from search.storage.retry import StorageLostError
 
 
 def run(options: RunOptions, show: Show) -> RunEnd:
-    """Run a study from wherever it stands to its end: open it, complete its budget, finale, summary.
+    """Run a study from its current state to its end: open it, complete its budget, finale, summary.
 
     Raises:
         UserError, DataError, ConfigError: wrong input; nothing stored is lost.
@@ -55,12 +55,12 @@ def _served_dashboard(options: RunOptions, search: OpenSearch, show: Show) -> co
 
 @dataclass(frozen=True)
 class FinishedSearch:
-    """A search whose workers have left.
+    """A search after its workers have left.
 
     Attributes:
         search: still open.
-        budget_done: False if the time was up before.
-        finale_due: whether there is a trial to confirm and retrain, and the options ask for that.
+        budget_done: False if the time ran out first.
+        finale_due: whether there is a trial to confirm and retrain, and the options ask for it.
     """
 
     search: OpenSearch
@@ -69,7 +69,7 @@ class FinishedSearch:
 
 
 def _complete_search(options: RunOptions, search: OpenSearch, backend: Backend, show: Show) -> FinishedSearch:
-    """Keep workers at the search until its budget is done or the time is up."""
+    """Keep workers on the search until its budget is done or the time is up."""
     with wall_time(search.study, show) as timed_show:
         budget_done = complete_budget(search.stage, backend.launcher, options.timeout, search.publisher, timed_show)
     if not budget_done and not studies.ranked_trials(search.study):
@@ -79,7 +79,7 @@ def _complete_search(options: RunOptions, search: OpenSearch, backend: Backend, 
 
 
 def _run_finale(finished: FinishedSearch, backend: Backend, show: Show) -> None:
-    """Confirm the best configurations and retrain the winner, unless another process is at that."""
+    """Confirm the best configurations and retrain the winner, unless another process is doing that."""
     if not finished.finale_due:
         return
     search = finished.search

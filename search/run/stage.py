@@ -1,4 +1,4 @@
-"""One stage of a run: a study whose budget is worked off by the workers that the run launches, and by any others."""
+"""One stage of a run: the workers that it launches, and any others, complete a study's budget."""
 
 import contextlib
 import math
@@ -24,21 +24,21 @@ from search.storage.url import without_password
 from search.study import StudyRecord
 
 POLL_SECONDS = 1.0
-"""How often `run` looks at its workers and at the study."""
+"""Interval at which `run` checks its workers and the study."""
 
 PUBLISH_SECONDS = 10.0
-"""How often the study's notes, pictures and graphs are brought up to date."""
+"""Interval at which the study's notes, pictures and graphs are updated."""
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """A study whose budget is to be worked off: the search itself, or its confirmation.
+    """A study with a budget to complete: the search itself, or its confirmation.
 
     Attributes:
         stage: which of the two.
-        ledger, study, record: of that study.
+        ledger, study, record: those of that study.
         location: where workers find it.
-        artifacts: where the files go that the dashboard shows of its trials.
+        artifacts: the store for its trials' files in the dashboard.
     """
 
     stage: Stage
@@ -50,7 +50,7 @@ class StageContext:
 
 
 class Publisher:
-    """Brings what the dashboard shows of studies up to date, and shows each warning about that once."""
+    """Updates what the dashboard shows of studies, and shows each warning about that once."""
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
@@ -77,20 +77,20 @@ class Publisher:
 def complete_budget(
     context: StageContext, launch: LauncherFactory, timeout: float | None, publisher: Publisher, show: Show
 ) -> bool:
-    """Keep workers at a study until its budget is done or the time is up.
+    """Keep workers on a study until its budget is done or the time is up.
 
     Args:
         context: the study.
         launch: launches the workers.
         timeout: seconds; None for no limit.
-        publisher: of what the dashboard shows of the study.
-        show: gets events.
+        publisher: updates what the dashboard shows of the study.
+        show: receives events.
 
     Returns:
         whether the budget is done.
 
     Raises:
-        UserError, RunError: no worker is left anywhere.
+        UserError, RunError: no worker is left on any machine.
         KeyboardInterrupt: interrupted; the workers have left.
     """
     ledger = context.ledger
@@ -114,7 +114,7 @@ def complete_budget(
                     last_published = time.monotonic()
                 pause(POLL_SECONDS)
     except KeyboardInterrupt:
-        ledger.retry.leave()  # an interrupted run does not wait for a database that is away
+        ledger.retry.leave()  # an interrupted run does not wait for a lost database
         raise
     finally:
         launcher.stop()
@@ -125,7 +125,7 @@ def complete_budget(
 
 @contextmanager
 def wall_time(study: optuna.Study, show: Show) -> Iterator[Show]:
-    """Add the time spent in here to the study's total, after every trial, so that a crash loses one at most."""
+    """Add the time spent in the context to the study's total after every trial: a crash loses at most one trial's."""
     before, start = study.user_attrs.get(STUDY_SECONDS, 0.0), time.monotonic()
 
     def store() -> None:

@@ -1,4 +1,4 @@
-"""A study's state, read from its storage alone: what ``summary.json``, ``status`` and the report show."""
+"""Read a study's state from its storage alone, for ``summary.json``, ``status`` and the report."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ from search.summary import (
 
 
 def summarise(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_shown: str) -> Summary:
-    """How a study stands; ``storage_shown`` is its storage without a password."""
+    """A study's state; ``storage_shown`` is its storage's URL without a password."""
     count = count_budget(ledger)
     rule = selection_rule(record.config.objective, study.user_attrs)
     best = best_trial(study)
@@ -100,7 +100,7 @@ def _best(trial: FrozenTrial, rule: RuleName) -> BestTrial:
 
 def _accuracy(trial: FrozenTrial) -> float:
     accuracy = score(trial)
-    assert accuracy is not None  # of a trial that ran to its end
+    assert accuracy is not None  # the trial ran to its end
     return accuracy
 
 
@@ -114,14 +114,14 @@ def _front(trials: Sequence[FrozenTrial], cost: CostName) -> Front:
 
 
 def _noise(confirm: Confirmation) -> SeedNoise | None:
-    """Between seeds, as a confirmation measured it."""
+    """The noise between seeds that a confirmation measured."""
     if confirm.noise is None or confirm.noise_freedom is None:
         return None
     return SeedNoise(confirm.noise, confirm.noise_freedom)
 
 
 def read_status(study: optuna.Study, record: StudyRecord, ledger: Ledger, storage_shown: str, logs: bool) -> Status:
-    """How a study stands, and who works at it; ``logs`` asks for what the workers printed last."""
+    """A study's state and its workers; ``logs`` adds what the workers printed last."""
     return Status(
         running_trials=running_trials(study),
         workers=workers_at(ledger),
@@ -131,7 +131,7 @@ def read_status(study: optuna.Study, record: StudyRecord, ledger: Ledger, storag
 
 
 def running_trials(study: optuna.Study) -> tuple[RunningTrial, ...]:
-    """Trials in training."""
+    """Trials that are being trained."""
     return tuple(
         RunningTrial(
             trial=trial.number,
@@ -144,7 +144,7 @@ def running_trials(study: optuna.Study) -> tuple[RunningTrial, ...]:
 
 
 def workers_at(ledger: Ledger) -> tuple[WorkerStatus, ...]:
-    """Workers that have not left by themselves, and what each does."""
+    """Workers that have not left by themselves, and what each is doing."""
     return tuple(
         WorkerStatus(
             worker=row.name,
@@ -161,7 +161,7 @@ def workers_at(ledger: Ledger) -> tuple[WorkerStatus, ...]:
 
 
 def worker_logs(ledger: Ledger) -> tuple[WorkerOutput, ...]:
-    """What the workers printed last, except those that left because all was done."""
+    """What the workers printed last, except for those that left because the budget was done."""
     logs = read_logs(ledger)
     return tuple(
         WorkerOutput(

@@ -1,8 +1,8 @@
-"""Known good configurations, tried first: those of earlier studies, and whether such a start has helped.
+"""Known good configurations to try first, taken from earlier studies.
 
-A study file names some (``[[start]]``); `run --warm-start STUDY` adds the best that an earlier study on the same images
-has found. They are ordinary trials: the sampler learns from them, and where they are bad they cost their time and
-nothing else. `search.analysis.starts.start_value` says whether they were any good.
+A study file lists some (``[[start]]``); `run --warm-start STUDY` adds the best that an earlier study on the same images
+found. They are ordinary trials: the sampler learns from them, and bad ones cost only their time.
+`search.analysis.starts.start_value` says whether they helped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ from search.storage.connect import study_names
 from search.study import StudyRecord
 
 MOST_STARTS = 3
-"""Configurations that are taken over from one study."""
+"""The most configurations to take from one study."""
 
 
 def warm_started(storage: RDBStorage, record: StudyRecord, name: str) -> StudyRecord:
-    """A study with the best configurations of an earlier one among those that it tries first.
+    """Add the best configurations of an earlier study to those that a study tries first.
 
     Raises:
-        UserError: there is no such study, it has other images, or nothing of it fits this study's space.
+        UserError: there is no such study, it has other images, or none of its trials fits this study's space.
     """
     if name == record.name:
         raise UserError(f"study {name!r} cannot be its own warm start; name an earlier one")
@@ -49,7 +49,7 @@ def warm_started(storage: RDBStorage, record: StudyRecord, name: str) -> StudyRe
 
 
 def joined(before: Sequence[Start], more: Sequence[Start]) -> tuple[Start, ...]:
-    """Those before in their places, to which slots refer, and behind them the new ones."""
+    """Append the new starts; the earlier ones keep their places, because slots refer to these."""
     starts = list(before)
     for start in more:
         if start not in starts:
@@ -58,7 +58,7 @@ def joined(before: Sequence[Start], more: Sequence[Start]) -> tuple[Start, ...]:
 
 
 def _best(storage: RDBStorage, study: optuna.Study) -> list[Mapping[str, Any]]:
-    """Configurations by their confirmed means, where there are any; then by their scores."""
+    """Configurations by their confirmed means, if there are any; then by their scores."""
     confirmed = confirmation(storage, study)
     rows = confirmed.configurations if confirmed else ()
     best = [row.params for row in rows if row.mean is not None]
@@ -69,7 +69,7 @@ def _best(storage: RDBStorage, study: optuna.Study) -> list[Mapping[str, Any]]:
 
 
 def offers(storage: RDBStorage, record: StudyRecord) -> list[str]:
-    """Other searches of the same images and objective in a storage, of which one may be a warm start."""
+    """Other searches in a storage that may be a warm start: same images, same objective."""
     names = []
     for name in study_names(storage):
         if name == record.name or name.endswith(CONFIRM_SUFFIX):

@@ -1,4 +1,4 @@
-"""Watching a study through its storage: what changed since the last poll, on whichever machine it happened."""
+"""Watch a study through its storage: what changed since the last poll, on any machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from search.ledger.registry import WorkerRow, list_workers
 
 @dataclass(frozen=True)
 class Changes:
-    """How a study stands: its budget, its workers, and what happened since the last poll, the summary first."""
+    """A study's budget, its workers, and its events since the last poll, starting with `SearchProgress`."""
 
     budget: Budget
     workers: list[WorkerRow]
@@ -36,12 +36,12 @@ class Changes:
 
 
 class Watcher:
-    """Turns a study's changes into events. Trials that had ended before the watcher began give none."""
+    """Turns a study's changes into events, except for trials that ended before the watcher started."""
 
     def __init__(self, ledger: Ledger, study: optuna.Study, stage: Stage = "search") -> None:
         self._ledger, self._study, self._stage = ledger, study, stage
         self._reported: dict[int, int] = {}
-        """By number of a trial under way: the last epoch that gave an event."""
+        """The last epoch reported as an event, by the number of a running trial."""
         trials = study.get_trials(deepcopy=False)
         self._settled = {trial.number for trial in trials if trial.state.is_finished()}
 
@@ -104,7 +104,7 @@ def _busy_workers(rows: Sequence[WorkerRow]) -> tuple[WorkerAt, ...]:
 
 
 def best_so_far(study: optuna.Study) -> Best | None:
-    """The best COMPLETE trial, as it is shown."""
+    """The best COMPLETE trial, in the form that is shown."""
     rule = selection_rule_of(study)
     trial = next(iter(candidates(study.get_trials(deepcopy=False), rule, 1)), None)
     if trial is None or (accuracy := score(trial)) is None:
