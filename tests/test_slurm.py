@@ -390,7 +390,9 @@ class TestWork:
     def test_a_study_whose_workers_meet_the_time_limit_and_a_preemption(self, slurm: Slurm) -> None:
         # As an array may be: there before the study.
         limited, preempted = (slurm.submit(f"worker {task}", "worker", task=task) for task in (1, 2))
-        search = slurm.submit("search", "run", "--study=cpu", f"--trials={TRIALS}", *QUICK)
+        # Trials of a second or so: a fast machine is done with shorter ones before `status` has looked at a worker.
+        longer = (*QUICK, "--train-images=1000")
+        search = slurm.submit("search", "run", "--study=cpu", f"--trials={TRIALS}", *longer)
         slurm.until(lambda: slurm.works(limited) or limited.poll() is not None)
         lines = slurm.command_lines()
         assert not any(trace in lines for trace in TRACES)
